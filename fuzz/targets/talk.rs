@@ -7,7 +7,7 @@ use ftp_alg_core::{
     ftp::{Announcement, AnnouncementKind, MalformedAnnouncement, Padding},
     packet::{Packet, Seq, flags},
     session::{
-        AnnouncedLine, Conditions, DialogueHandler, Dialogue, DialogueEvent, Action, ForwardAction,
+        Action, AnnouncedLine, Conditions, Dialogue, DialogueEvent, DialogueHandler, ForwardAction,
         ForwardPlan, Phase, RefusalReason, RefusedLine, Session, Side,
     },
 };

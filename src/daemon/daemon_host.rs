@@ -107,7 +107,7 @@ impl Shard {
 
 impl SharedState {
     /// Passes the lines that the fast path has inspected by now to the engine of their sessions. Called before the
-    /// engine decides about a packet.
+    /// engine handles a packet.
     pub(super) fn read_lines_of(&self, engine: &mut Engine, kernel: &mut LinuxKernel) {
         if let Ok(reader) = &self.fast_path {
             reader.fetch_lines();

@@ -1,8 +1,8 @@
 //! Fast-path lines on their way from the ring buffer to the engines.
 //!
 //! Invariants:
-//! - A worker that decides about packets first fetches the lines of all sessions, and then has its engine read those of its
-//!   own. So an engine has read every earlier line when it decides about a packet.
+//! - A worker that handles packets first fetches the lines of all sessions, and then has its engine read those of its
+//!   own. So an engine has read every earlier line when it handles a packet.
 //! - The room in the ring buffer is released when all its lines are in the journals, so a crash loses none.
 
 use std::{

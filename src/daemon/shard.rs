@@ -2,8 +2,8 @@
 //! earlier daemon, until a worker gets their packets and adopts them. Only the kernel knows which worker that is.
 //!
 //! Invariants:
-//! - A thread holds a shard from the decision about a batch until all of that is carried out. So nobody decides by a state
-//!   that is not written.
+//! - A thread holds a shard until all decisions of a batch are carried out. So no decision depends on a state that is not
+//!   written.
 //! - A thread locks one worker's shard at a time, and behind it at most that of the restored sessions, so that two threads
 //!   cannot wait for each other.
 

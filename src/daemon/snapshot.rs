@@ -201,7 +201,7 @@ pub struct WindowCounts {
     pub refusals: u64,
     /// Packets dropped, by the engines or unread.
     pub drops: u64,
-    /// Queued packets and fast-path lines, each of which is decided.
+    /// Queued packets and fast-path lines.
     pub decisions: u64,
 }
 

@@ -1,9 +1,9 @@
 //! The worker: a thread that reads the packets of one netfilter queue and gives their verdicts.
 //!
 //! Invariants:
-//! - Before its engine decides about a packet, the fast path inspects no more lines of that connection, and the engine has
+//! - Before its engine handles a packet, the fast path inspects no more lines of that connection, and the engine has
 //!   read those that it did inspect. So it knows every earlier line, and none passes meanwhile.
-//! - After the heartbeat has lapsed, the worker decides about the waiting packets before it records progress. The
+//! - After the heartbeat has lapsed, the worker handles the waiting packets before it records progress. The
 //!   heartbeat is not renewed before that, so no other packet is queued meanwhile.
 
 use std::{
@@ -99,7 +99,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Decides about the packets that were read. If they are `late`, other packets of their connections may have passed
+    /// Handles the packets that were read. If they are `late`, other packets of their connections may have passed
     /// unread. Returns how many packets were dropped as stale because of that.
     fn handle_batch(&mut self, now: Instant, late: bool) -> u64 {
         let Self { queue, index, kernel, parameters, shared, reorder_deadline, events } = self;
@@ -169,7 +169,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Expires sessions and pinholes, and decides about packets whose time in the reorder queue is over. Returns when to do
+    /// Expires sessions and pinholes, and handles packets whose time in the reorder queue is over. Returns when to do
     /// that again.
     fn expire(&mut self, now: Instant) -> Duration {
         let Self { queue, index, kernel, parameters, shared, reorder_deadline, events } = self;
@@ -264,13 +264,13 @@ mod tests {
     #[derive(Debug, Default, PartialEq, Eq)]
     struct Flood {
         read: usize,
-        undecided: usize,
+        unhandled: usize,
         discarded: usize,
     }
 
     impl Flood {
         fn receive(&mut self) -> Result<usize, NetfilterError> {
-            self.discarded += std::mem::replace(&mut self.undecided, 64);
+            self.discarded += std::mem::replace(&mut self.unhandled, 64);
             self.read += 64;
             Ok(64)
         }
@@ -279,8 +279,8 @@ mod tests {
     #[test]
     fn each_packet_of_a_flood_after_downtime_gets_a_verdict() {
         let mut flood = Flood::default();
-        let decide = |flood: &mut Flood| flood.undecided = 0;
-        handle_each_batch(&mut flood, 1000, decide, Flood::receive).unwrap();
-        assert_eq!(flood, Flood { read: 1024, undecided: 0, discarded: 0 });
+        let handle = |flood: &mut Flood| flood.unhandled = 0;
+        handle_each_batch(&mut flood, 1000, handle, Flood::receive).unwrap();
+        assert_eq!(flood, Flood { read: 1024, unhandled: 0, discarded: 0 });
     }
 }

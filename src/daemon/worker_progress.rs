@@ -4,7 +4,7 @@
 //! - A worker records each pass, also a pass without packets. So an old time means that the worker hangs, or that the
 //!   whole process was stopped.
 //! - The heartbeat is not renewed before each worker has recorded another pass. So a worker that took packets from its
-//!   queue before the heartbeat lapsed notices the lapse before it decides about them.
+//!   queue before the heartbeat lapsed notices the lapse before it handles them.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},

@@ -241,7 +241,7 @@ impl Queue {
                         let is_cut = is_cut && packet.offload.is_super_packet;
                         is_any_cut |= is_cut;
                         if is_cut || packet.payload.is_empty() {
-                            // Nothing to decide by; TCP retransmits it.
+                            // The packet cannot be handled. TCP retransmits it.
                             self.counts.dropped += 1;
                             self.pending.set_verdict(packet.id, QueueVerdict::Drop, None)?;
                             continue;
@@ -443,14 +443,14 @@ fn offset_in(whole: &[u8], part: &[u8]) -> usize {
 /// accepts with the same packet mark in one message.
 ///
 /// `NFQNL_MSG_VERDICT_BATCH` applies to every waiting packet up to a number, so it must not be sent while one of those
-/// is awaiting_verdict. The kernel counts packets upwards and delivers them in that order (`__nfqnl_enqueue_packet`, under the
-/// queue's lock), so awaiting_verdict packets are a sequence of rising numbers. A run is continued only by the first of them.
-/// All others, and all packets that are read later, have numbers above the end of the run. A packet with an unknown
+/// awaits its own verdict. The kernel counts packets upwards and delivers them in that order (`__nfqnl_enqueue_packet`,
+/// under the queue's lock), so the packets that await verdicts have rising numbers. A run is continued only by the first of
+/// them. All others, and all packets that are read later, have numbers above the end of the run. A packet with an unknown
 /// number, or out of order, would break this, so runs end for good then.
 #[derive(Debug)]
 struct PendingVerdicts {
     number: u16,
-    /// Packets that were read and not decided, in the order of their numbers.
+    /// The numbers of packets that were read and have no verdict yet, rising.
     awaiting_verdict: VecDeque<u32>,
     /// Whether `awaiting_verdict` may be incomplete.
     may_lack_packets: bool,

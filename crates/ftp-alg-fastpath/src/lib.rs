@@ -267,7 +267,7 @@ impl FastPath {
         }
     }
 
-    /// Has the program look up packets to or from this port.
+    /// Tells the program to look up packets to or from this port.
     fn add_control_port(&self, port: u16) -> io::Result<()> {
         let mut known = lock(&self.known_control_ports);
         if known.contains(&port) {
@@ -324,7 +324,7 @@ impl FastPath {
         Ok(self.flows.keys()?.into_iter().map(u64::from_ne_bytes).collect())
     }
 
-    /// Has the program open no pinholes at these ports.
+    /// Tells the program to open no pinholes at these ports.
     pub fn set_barred_ports(&self, is_barred: impl Fn(u16) -> bool) -> io::Result<()> {
         let word = |index: u32| {
             let ports = (0..32).filter(|bit| is_barred((index * 32 + bit) as u16));
@@ -393,7 +393,7 @@ impl FastPath {
         }
     }
 
-    /// Has the program remember the SYN that a pinhole of the rules admits within this time from now. Then the
+    /// Tells the program to remember the SYN that a pinhole of the rules admits within this time from now. Then the
     /// retransmission of that SYN consumes no pinhole of the program.
     pub fn note_rules_pinhole(&self, key: &PinholeKey, lifetime: Duration) -> io::Result<()> {
         let deadline = deadline_after(lifetime);
@@ -445,13 +445,13 @@ impl FastPath {
         Ok(is_deleted)
     }
 
-    /// Has the program open pinholes until the kernel's monotonic clock shows this: as long as a daemon is expected to read
+    /// Tells the program to open pinholes until the kernel's monotonic clock shows this: as long as a daemon is expected to read
     /// its lines.
     pub fn set_heartbeat(&self, deadline: Duration) -> io::Result<()> {
         self.heartbeat.update(&[0; 4], &nanoseconds(deadline).to_ne_bytes(), ANY)
     }
 
-    /// Has the program admit no SYN again that it admitted before. It does so if a SYN has no answer, because the rules
+    /// Tells the program to admit no SYN again that it admitted before. It does so if a SYN has no answer, because the rules
     /// or a filter may have dropped it.
     pub fn end_readmissions(&self) -> io::Result<()> {
         let now = deadline_after(Duration::ZERO);

@@ -117,7 +117,7 @@ impl Offload {
         }
     }
 
-    /// Has the program inspect no more lines of a connection. Returns whether that is so.
+    /// Tells the program to inspect no more lines of a connection. Returns whether that is so.
     pub(super) fn stop(&self, flow: u64) -> bool {
         let stopped = self.program.stop_inspection(flow).map(|()| true);
         self.value_or(false, "cannot stop a connection", stopped)

@@ -120,9 +120,9 @@ fn decision(name: char) -> QueueVerdict<'static> {
     }
 }
 
-/// What the kernel does with these packets, which are read and decided one after the other: number, decision and mark. A
+/// What the kernel does with these packets, which are read and get verdicts one after the other: number, verdict and mark. A
 /// number that could not be read has the decision `-`.
-fn decided(packets: &[(u32, char, Option<u32>)]) -> Kernel {
+fn with_verdicts(packets: &[(u32, char, Option<u32>)]) -> Kernel {
     let (mut pending, mut kernel) = (PendingVerdicts::new(2100), Kernel::default());
     for &(id, name, mark) in packets {
         kernel.waiting.push_back(id);
@@ -140,7 +140,7 @@ fn decided(packets: &[(u32, char, Option<u32>)]) -> Kernel {
 #[test]
 fn a_run_of_accepts_is_one_message_and_all_else_has_its_own() {
     let packets: Vec<_> = (7..).zip("aaadaaraa".chars()).map(|(id, n)| (id, n, None)).collect();
-    let kernel = decided(&packets);
+    let kernel = with_verdicts(&packets);
     let fates: String = (7..16).filter_map(|id| kernel.was(id)).collect();
     assert_eq!((fates.as_str(), kernel.batches, kernel.refused), ("aaadaaraa", 3, 0));
 }
@@ -149,25 +149,25 @@ fn a_run_of_accepts_is_one_message_and_all_else_has_its_own() {
 fn a_run_has_one_mark() {
     let marks = [None, None, Some(7), Some(7), Some(7), Some(8), None, None];
     let packets: Vec<_> = (1..).zip(marks).map(|(id, mark)| (id, 'a', mark)).collect();
-    let kernel = decided(&packets);
+    let kernel = with_verdicts(&packets);
     assert_eq!((kernel.marks(1..9), kernel.batches, kernel.refused), (marks.to_vec(), 3, 0));
 }
 
 #[test]
 fn after_a_packet_without_a_number_each_verdict_is_its_own() {
     let packets = [1, 2, 3, 4, 5, 6].map(|id| (id, if id == 3 { '-' } else { 'a' }, None));
-    let kernel = decided(&packets);
+    let kernel = with_verdicts(&packets);
     assert_eq!((kernel.waiting, kernel.batches), (VecDeque::from([3]), 0));
 }
 
 #[test]
 fn a_number_that_does_not_rise_ends_the_runs() {
-    let kernel = decided(&[(5, 'a', None), (6, 'a', None), (4, 'd', None), (7, 'a', None)]);
+    let kernel = with_verdicts(&[(5, 'a', None), (6, 'a', None), (4, 'd', None), (7, 'a', None)]);
     assert_eq!((kernel.was(4), kernel.was(6), kernel.batches), (Some('d'), Some('a'), 0));
 }
 
 proptest! {
-    /// Whatever is decided in whatever order, over several batches and a wrap of the numbers, each packet gets its own
+    /// Whatever the verdicts and their order, over several batches and a wrap of the numbers, each packet gets its own
     /// verdict.
     #[test]
     fn each_packet_gets_its_own_verdict(

@@ -283,7 +283,7 @@ counts_by_reason! {
 }
 
 impl Drops {
-    /// Takes one packet back, because it will be decided again.
+    /// Takes one packet back, because the packet will be handled again.
     pub(crate) fn uncount(&mut self, reason: DropReason) {
         self.0[reason as usize] -= 1;
     }

@@ -224,7 +224,7 @@ pub trait Kernel {
     /// nothing.
     fn apply_flow_changes(&mut self, _changes: &[FlowChange]) {}
 
-    /// Has the fast path's BPF program inspect no more lines of this connection. When this returns, all that it has
+    /// Tells the fast path's BPF program to inspect no more lines of this connection. When this returns, all that it has
     /// inspected can be read. Returns whether that is so.
     fn stop_flow(&mut self, _flow: u64) -> bool {
         true

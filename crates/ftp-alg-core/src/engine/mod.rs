@@ -1,8 +1,8 @@
 //! The engine: a batch of packets in, verdicts out; the table of sessions.
 //!
 //! Sans-I/O: the engine takes packets and the time. It uses no socket and no clock, and of the kernel what the trait
-//! [`Kernel`] says. So the daemon, `replay`, the benchmarks and the tests run the same code. [`Engine::take`] decides about
-//! the packets, and [`Engine::finish`] carries that out.
+//! [`Kernel`] says. So the daemon, `replay`, the benchmarks and the tests run the same code. [`Engine::take`] handles
+//! the packets, and [`Engine::finish`] carries the decisions out.
 
 mod activity;
 mod batch;
@@ -166,7 +166,7 @@ impl Engine {
         }
     }
 
-    /// Decides about a batch of packets. The caller [finishes](Self::finish) it.
+    /// Handles a batch of packets. The caller [finishes](Self::finish) it.
     ///
     /// An out-of-order packet stays until its predecessors have arrived. Its verdict comes later.
     pub fn take<'p>(

@@ -1,6 +1,6 @@
 //! Sessions as records, so that a restarted daemon continues them.
 //!
-//! A record describes a session after all packets decided so far, or says that the session was removed. The last record
+//! A record describes a session after all packets handled so far, or says that the session was removed. The last record
 //! of a session counts. The host writes records before it gives the verdicts of those packets. So a packet whose record
 //! was not written has not been forwarded either, and is retransmitted. A record may be ahead of the verdicts, if a crash
 //! comes in between. Then the retransmission was read before, and is forwarded as it was read. Times are milliseconds

@@ -59,7 +59,7 @@ pub struct Sessions {
     pub(crate) fast_path_interfaces: Option<Arc<[u32]>>,
     /// Number of connections that were handed over before the greeting.
     pub(crate) ungreeted_handovers: u32,
-    /// What is to be done by what was decided.
+    /// The decisions that the host has not carried out yet.
     pub(crate) batch: Batch,
 }
 

@@ -7,7 +7,7 @@
 //! | `queue_mode` | which later packets the kernel queues |
 //! | `transfers` | the transfers |
 //!
-//! The session calls a [`Decider`] in the middle of a line. So a `Decider` has everything of the connection but the session.
+//! The session calls a [`Decider`] in the middle of a line, so the `Decider` borrows everything except the session.
 
 mod announcements;
 mod permission;
@@ -56,7 +56,7 @@ pub struct Decider<'a> {
 }
 
 impl Sessions {
-    /// The session, and who decides for it, if it still exists.
+    /// The session, if it still exists, and its [`Decider`].
     #[inline]
     pub(crate) fn decider<'a>(
         &'a mut self,

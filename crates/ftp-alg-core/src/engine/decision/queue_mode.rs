@@ -99,7 +99,7 @@ pub fn wanted_queue_mode(
                 queues_all && is_settled && head.mode_set_since(timestamp) >= RESEND_INTERVAL
             }
             // A session that has just replaced another on its endpoints must be written first, because after a crash
-            // the packet is decided again.
+            // the packet is handled again.
             None => queues_all && is_settled && head.first_seen < timestamp,
             Some(QueueMode::None) => false,
         };

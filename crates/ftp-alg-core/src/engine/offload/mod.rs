@@ -44,7 +44,7 @@ pub(crate) const MAX_UNGREETED: u32 = 256;
 const USUAL_PACKET: usize = 256;
 
 impl Engine {
-    /// Has the BPF program inspect no more lines of the connections of these packets, if the packets come from where their
+    /// Tells the BPF program to inspect no more lines of the connections of these packets, if the packets come from where their
     /// senders are. The caller reads the program's lines before it [decides](Self::take) about the packets. Otherwise the
     /// program could pass a line in the place of a packet that was queued before the handover and is accepted meanwhile.
     /// The server would read that packet from the end of the line on, perhaps as a command that nobody has inspected.
@@ -198,7 +198,7 @@ impl Engine {
         }
     }
 
-    /// The BPF program passed a line that the engine would have decided differently, or a line is missing.
+    /// The BPF program passed a line about which the engine decides differently, or a line is missing.
     #[cold]
     fn handle_fast_path_mismatch(&mut self, index: u32, difference: String) {
         self.sessions.counters.fast_path_mismatches += 1;
@@ -394,7 +394,7 @@ impl Sessions {
         self.mark_changed(index);
     }
 
-    /// Has the BPF program take over connections and return them, as was decided.
+    /// Hands connections over to the BPF program, and takes others back, as was decided.
     pub(crate) fn apply_flow_changes(&mut self, kernel: &mut dyn Kernel) {
         if self.batch.flow_changes.is_empty() {
             return;

@@ -84,7 +84,7 @@ impl Engine {
         }
     }
 
-    /// Whether a late packet may still be decided, although others of its connection may have passed while it was
+    /// Whether a late packet may still be handled, although others of its connection may have passed while it was
     /// queued. Only if the decision does not depend on those, or if the packet waits for a probe's answer anyway.
     /// Nothing is opened for an unknown connection, nor for one that reused a session's endpoints.
     pub(crate) fn may_handle_late(&mut self, packet: &Packet<'_>) -> bool {

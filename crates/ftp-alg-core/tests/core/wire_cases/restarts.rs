@@ -161,7 +161,7 @@ fn a_dropped_packet_changes_no_session() {
 }
 
 #[test]
-fn a_tuple_that_is_reused_after_a_restart_begins_anew() {
+fn a_tuple_may_be_reused_after_a_restart() {
     let mut sim = Sim::logged_in(with(Nat::Masquerade));
     sim.tell(Client, &sim.active(2200)[0]);
     sim.crash();
