@@ -124,7 +124,7 @@ test-first-transfer: provision deb
 mutants: provision rust
 	PATH=$$(dirname $$(packaging/tool cargo-nextest $(CARGO_NEXTEST) or-newer)):$$PATH \
 	    $$(packaging/tool cargo-mutants $(CARGO_MUTANTS) or-newer) mutants --config .config/mutants.toml \
-	    -p ftp-alg-core --timeout 120 -o $(TARGET) $(if $(SHARD),--shard $(SHARD))
+	    -p ftp-alg-core --timeout 120 -o $(TARGET) $(if $(SHARD),--sharding round-robin --shard $(SHARD))
 
 fuzz: provision rust
 	fuzz/run all $(or $(SECONDS),60)
