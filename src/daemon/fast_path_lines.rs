@@ -7,7 +7,10 @@
 
 use std::{
     error::Error,
-    sync::{Arc, Mutex, OnceLock},
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use ftp_alg_core::{
@@ -45,7 +48,13 @@ pub(super) struct FastPathReader {
     pub(super) off_reason: OnceLock<String>,
     /// Why the thread that reads the lines is to turn the fast path off.
     pub(super) leave_reason: OnceLock<String>,
+    /// Whether the engines hand no connection over yet, because the program is being loaded.
+    pub(super) is_starting: AtomicBool,
+    /// Whether the engines hand no connection over any more, because the daemon ends.
+    pub(super) has_stopped: AtomicBool,
     pub(super) link_changes: LinkChanges,
+    /// Holds the pin directory open while something may be pinned there.
+    _loaded: LoadedProgram,
 }
 
 /// Lines that no engine has read yet. Lines of one flow are in order.
@@ -69,6 +78,7 @@ impl FastPathReader {
         let translations = Translations::new(parameters, commits)?;
         let program = loaded.take_program().ok_or("the program is in use")?;
         let counts_before = program.counters()?;
+        let is_starting = !program.is_loaded();
         let offload = Arc::new(Offload::new(program, translations, parameters));
         Ok(Self {
             offload,
@@ -77,7 +87,10 @@ impl FastPathReader {
             known_rules: known_rules.clone(),
             off_reason: OnceLock::new(),
             leave_reason: OnceLock::new(),
+            is_starting: AtomicBool::new(is_starting),
+            has_stopped: AtomicBool::new(false),
             link_changes: LinkChanges::subscribe()?,
+            _loaded: loaded,
         })
     }
 
@@ -145,6 +158,9 @@ impl FastPathReader {
         let (program, before) = (self.offload.program(), self.counts_before);
         let state = match self.off_reason.get() {
             Some(why) => FastPathStatus::off(why),
+            None if self.is_starting.load(Ordering::Acquire) => {
+                FastPathStatus::off(FastPathStatus::OFF_AT_FIRST)
+            }
             None => FastPathStatus {
                 state: FastPathState::On,
                 why: String::new(),

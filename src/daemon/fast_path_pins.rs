@@ -137,27 +137,34 @@ fn open_directory(parent: &File, path: &Path, account: Option<&Account>) -> Resu
     if has_bpf(fstatfs(&directory)) { Ok(directory) } else { Err(missing_bpf_fs(path)) }
 }
 
-/// The loaded program, not in use yet. Dropping it removes the program, unless an earlier daemon left it attached: then the
-/// next daemon may take it over.
+/// The program, loaded or being loaded, and not in use yet. Dropping it removes the program, unless an earlier daemon left it attached:
+/// then the next daemon may take it over.
 #[derive(Debug)]
-pub(super) struct LoadedProgram(Option<FastPath>);
+pub(super) struct LoadedProgram {
+    program: Option<FastPath>,
+    pins: FastPathPins,
+}
 
 impl LoadedProgram {
-    /// Loads the program, or takes over the one that an earlier daemon left.
-    pub(super) fn load(pins: &FastPathPins) -> Result<Self, String> {
-        let loaded = FastPath::load(&pins.path(), list_interfaces);
-        loaded.map(|program| Self(Some(program))).map_err(|missing| missing.to_string())
+    /// Begins to load the program, or takes over the one that an earlier daemon left. Only for a process with one thread.
+    pub(super) fn begin_loading(pins: FastPathPins) -> Result<Self, FastPathUnavailable> {
+        let program = FastPath::begin_loading(&pins.path(), list_interfaces)?;
+        Ok(Self { program: Some(program), pins })
+    }
+
+    pub(super) fn pins(&self) -> &FastPathPins {
+        &self.pins
     }
 
     /// Takes the program, which then stays until [`FastPath::remove`].
     pub(super) fn take_program(&mut self) -> Option<FastPath> {
-        self.0.take()
+        self.program.take()
     }
 }
 
 impl Drop for LoadedProgram {
     fn drop(&mut self) {
-        self.0.iter().filter(|program| !program.is_attached()).for_each(remove);
+        self.program.iter().filter(|program| !program.is_attached()).for_each(remove);
     }
 }
 

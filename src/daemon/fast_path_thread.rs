@@ -76,7 +76,8 @@ impl FastPathControl<'_> {
             offload.end_readmissions();
             offload.restore_translations()?;
         }
-        self.resynchronise(true)?;
+        // What is not loaded yet takes no connections, see [`FastPathControl::run`].
+        self.resynchronise(self.is_loaded())?;
         if !offload.program().was_taken_over() {
             return Ok(reopen_program_pinholes(parameters, self.shared, self.kernel)?);
         }
@@ -153,13 +154,37 @@ impl FastPathControl<'_> {
     /// Ends the inspection by the program: takes all connections back and reads their lines. The program's pinholes
     /// stay open.
     pub(super) fn stop(&mut self) {
+        self.reader.has_stopped.store(true, Ordering::Release);
         self.shared.with_each(|engine| engine.sessions.set_uses_fast_path(false));
         self.take_back(None);
+    }
+
+    /// Waits until the program is loaded. Then lets the engines hand connections over.
+    fn wait_until_loaded(&mut self) {
+        if let Err(why) = self.reader.offload.program().finish_loading() {
+            return self.reader.leave(why.to_string());
+        }
+        self.update_program();
+        self.shared.with_each(|engine| {
+            // Read with the lock that the end takes after it has set it.
+            if !self.reader.has_stopped.load(Ordering::Acquire) {
+                engine.sessions.set_uses_fast_path(true);
+            }
+        });
+        self.reader.is_starting.store(false, Ordering::Release);
+    }
+
+    /// Whether the program is loaded.
+    pub(super) fn is_loaded(&self) -> bool {
+        self.reader.offload.program().is_loaded()
     }
 
     /// Reads lines until `end` is set, or the fast path is to be turned off. The thread that sets either unparks
     /// this thread.
     pub(super) fn run(&mut self, end: &AtomicBool) -> Result<(), ServiceError> {
+        if !self.is_loaded() {
+            self.wait_until_loaded();
+        }
         let (mut pause, mut next_update) = (MIN_PAUSE, Instant::now());
         while !end.load(Ordering::Acquire) {
             if let Some(why) = self.reader.leave_reason.get() {

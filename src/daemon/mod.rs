@@ -393,8 +393,8 @@ struct ConfinedDaemon {
     fast_path: Result<LoadedProgram, String>,
 }
 
-/// Makes the directories, starts the broker, ends another daemon for `--takeover`, loads the fast path, and gives up
-/// all other rights.
+/// Makes the directories, starts the broker, ends another daemon for `--takeover`, begins to load the fast path, and
+/// gives up all other rights.
 fn confine(options: &DaemonOptions, config: &Config) -> Result<ConfinedDaemon, DaemonError> {
     let account = options.user.as_deref().map(Account::named).transpose()?;
     let socket_dir = options.socket_dir();
@@ -426,15 +426,15 @@ fn confine(options: &DaemonOptions, config: &Config) -> Result<ConfinedDaemon, D
     if pins.is_err() {
         FastPathPins::remove_leftovers(&options.state_dir, account.as_ref());
     }
-    let loaded = pins.and_then(|pins| Ok((LoadedProgram::load(&pins)?, pins)));
-    let path = loaded.as_ref().ok().map(|(_, pins)| pins.path());
+    let fast_path = pins
+        .and_then(|pins| LoadedProgram::begin_loading(pins).map_err(|missing| missing.to_string()));
+    let path = fast_path.as_ref().ok().map(|loaded| loaded.pins().path());
     let log_dirs = log_files.directories();
     let unconfined =
         confine::confine_daemon(&options.state_dir, socket_dir, path.as_deref(), &log_dirs)?;
     for missing in &unconfined {
         log_event!(UNCONFINED, "not confined: {missing}");
     }
-    let fast_path = loaded.map(|(program, _)| program);
     Ok(ConfinedDaemon { unconfined, socket, metrics, log_files, state_dir, fast_path })
 }
 

@@ -257,6 +257,8 @@ pub enum FastPathState {
 impl FastPathStatus {
     /// Why the fast path is off if the configuration turns it off.
     pub const OFF_BY_CONFIGURATION: &str = "the configuration says so";
+    /// Why the fast path is off in the first moments.
+    pub const OFF_AT_FIRST: &str = "its program is being loaded";
 
     /// The text for the program's interfaces in `status` and `doctor`.
     pub fn attached_to(&self) -> String {

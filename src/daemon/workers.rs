@@ -340,7 +340,9 @@ impl Workers {
             if let Some(why) = obstacle {
                 return fast_path.turn_off(why);
             }
-            fast_path.update_program();
+            if fast_path.is_loaded() {
+                fast_path.update_program();
+            }
         }
         let work = move || {
             let fast_path = shared.fast_path_control(&mut kernel);

@@ -126,10 +126,10 @@ impl Attachment {
 }
 
 impl Attachments {
-    /// Starts with the `pinned` links of an earlier daemon, and what it attached without links. The program is needed at
-    /// first, so that the daemon finds out whether it can be attached.
+    /// Starts with the `pinned` links of an earlier daemon, and what it attached without links; with none if the program
+    /// is not loaded yet. The program is needed at first, so that the daemon finds out whether it can be attached.
     pub(crate) fn open(
-        program: BorrowedFd<'_>,
+        program: Option<BorrowedFd<'_>>,
         pinned: Vec<PinnedLink>,
         uses_links: bool,
         list_interfaces: ListInterfaces,
@@ -142,7 +142,7 @@ impl Attachments {
             }
         }
         for Interface { index, .. } in list_interfaces()?.into_candidates() {
-            if let Entry::Vacant(free) = attached.entry(index)
+            if let (Some(program), Entry::Vacant(free)) = (program, attached.entry(index))
                 && syscall::is_attached(program, index)?
             {
                 free.insert(Attachment::WithoutLink);

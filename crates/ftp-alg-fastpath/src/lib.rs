@@ -15,7 +15,7 @@
 //! | `pin_directory` | the directory with the pinned program, maps and links |
 //! | `attachments` | the interfaces that the program is attached to |
 //! | `ring` | the ring buffer with the inspected lines |
-//! | `syscall` | bpf(2) |
+//! | `syscall` | bpf(2), and the process that loads the program |
 //! | `unavailable` | why the fast path cannot run |
 
 mod attachments;
@@ -31,9 +31,9 @@ use std::{
     collections::BTreeSet,
     fs::File,
     io,
-    os::fd::{AsFd as _, OwnedFd},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::Path,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -47,7 +47,7 @@ use pin_directory::{PROGRAM_NAME, PinDirectory, lock_namespace};
 pub use program::PROGRAM;
 pub use ring::Ring;
 pub use syscall::BPF_COMMANDS;
-use syscall::{ANY, BpfMap, EXIST, LOCK, NOEXIST};
+use syscall::{ANY, BpfMap, ChildProcess, EXIST, LOCK, NOEXIST};
 pub use unavailable::FastPathUnavailable;
 use unavailable::OrUnavailable;
 
@@ -60,7 +60,9 @@ pub const HAS_PROGRAM: bool = cfg!(feature = "program");
 #[derive(Debug)]
 pub struct FastPath {
     pin_directory: PinDirectory,
-    program: OwnedFd,
+    program: OnceLock<OwnedFd>,
+    /// The process that loads the program in [`FastPath::finish_loading`].
+    loading: Mutex<Option<ChildProcess>>,
     tuples: BpfMap,
     flows: BpfMap,
     pinholes: BpfMap,
@@ -107,6 +109,23 @@ impl FastPath {
     /// `root` is a directory in a BPF file system. Loading needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN; all other
     /// methods need CAP_NET_ADMIN at most.
     pub fn load(root: &Path, list_interfaces: ListInterfaces) -> Result<Self, FastPathUnavailable> {
+        Self::load_or_begin(root, list_interfaces, false)
+    }
+
+    /// As [`FastPath::load`], but if no earlier daemon left the program, a child process loads it in
+    /// [`FastPath::finish_loading`]. Only for a process with one thread.
+    pub fn begin_loading(
+        root: &Path,
+        list_interfaces: ListInterfaces,
+    ) -> Result<Self, FastPathUnavailable> {
+        Self::load_or_begin(root, list_interfaces, true)
+    }
+
+    fn load_or_begin(
+        root: &Path,
+        list_interfaces: ListInterfaces,
+        in_background: bool,
+    ) -> Result<Self, FastPathUnavailable> {
         let processors = program::check_kernel()?;
         let namespace_lock = lock_namespace().or_unavailable("lock the network namespace")?;
         let pins = PinDirectory::open(root, program::program_version())?;
@@ -126,8 +145,14 @@ impl FastPath {
             if was_taken_over {
                 return Ok(Self { was_taken_over, ..open(Ok(namespace_lock))? });
             }
-            program::load(&pins)?;
-            open(Ok(namespace_lock))
+            let prepared = program::prepare(&pins)?;
+            if !in_background {
+                prepared.load()?;
+                return open(Ok(namespace_lock));
+            }
+            let loading = ChildProcess::start(pins.as_fd(), || prepared.load())
+                .or_unavailable("start a process that loads the program")?;
+            Ok(Self { loading: Mutex::new(Some(loading)), ..open(Ok(namespace_lock))? })
         });
         if loaded.is_err()
             && let Err(error) = pins.remove()
@@ -137,7 +162,7 @@ impl FastPath {
         loaded
     }
 
-    /// Opens the pinned program and the maps, under the locks of this daemon.
+    /// Opens the pinned program, if it is pinned, and the maps, under the locks of this daemon.
     fn open(
         pins: &PinDirectory,
         processors: usize,
@@ -146,15 +171,19 @@ impl FastPath {
     ) -> io::Result<Self> {
         let map = |name: &str| BpfMap::open(&pins.pin_path(name), 1);
         let ring = map("ring")?;
-        let program = syscall::open_pinned(&pins.pin_path(PROGRAM_NAME))?;
+        let program = OnceLock::new();
+        if pins.has_program() {
+            let _ = program.set(syscall::open_pinned(&pins.pin_path(PROGRAM_NAME))?);
+        }
         Ok(Self {
             attachments: Mutex::new(Attachments::open(
-                program.as_fd(),
+                program.get().map(OwnedFd::as_fd),
                 pins.links()?,
                 pins.is_lasting()? || !program::can_be_found(pins),
                 list_interfaces,
             )?),
             program,
+            loading: Mutex::default(),
             tuples: map("tuples")?,
             flows: map("flows")?,
             pinholes: map("pinholes")?,
@@ -171,6 +200,28 @@ impl FastPath {
             _namespace_lock: namespace_lock?,
             pin_directory: pins.clone(),
         })
+    }
+
+    /// Whether the program is loaded. Until then no connection can be handed over.
+    pub fn is_loaded(&self) -> bool {
+        self.program.get().is_some()
+    }
+
+    /// Has the child process load the program, and waits for that. The error says why it cannot. The kernel verifies the
+    /// program for a tenth of a second, and transactions of nf_tables may have to wait meanwhile.
+    pub fn finish_loading(&self) -> Result<(), FastPathUnavailable> {
+        let mut loading = lock(&self.loading);
+        if let Some(child) = loading.take() {
+            child.finish().map_err(FastPathUnavailable)?;
+            let opened = syscall::open_pinned(&self.pin_directory.pin_path(PROGRAM_NAME));
+            let _ = self.program.set(opened.or_unavailable("open the pinned program")?);
+        }
+        Ok(())
+    }
+
+    fn program(&self) -> io::Result<BorrowedFd<'_>> {
+        let program = self.program.get().map(OwnedFd::as_fd);
+        program.ok_or_else(|| io::Error::other("the program is not loaded"))
     }
 
     /// Whether the program is attached to any interface.
@@ -209,7 +260,8 @@ impl FastPath {
     /// Reads which interfaces there are. Returns those that can have the program; others keep it until the next
     /// [`FastPath::update_attachments`], because it may have a pinhole there.
     pub fn find_usable_interfaces(&self) -> Result<UsableInterfaces, FastPathUnavailable> {
-        lock(&self.attachments).find_usable_interfaces(self.program.as_fd())
+        let program = self.program().or_unavailable("read what is attached")?;
+        lock(&self.attachments).find_usable_interfaces(program)
     }
 
     /// Attaches the program to each new interface that was found, and detaches it from those that became ports of another
@@ -222,7 +274,8 @@ impl FastPath {
             let is_in_use = self.is_in_use().or_unavailable("read the map of connections")?;
             attachments.note_use(is_in_use, now);
         }
-        attachments.sync_with_interfaces(self.program.as_fd(), &self.pin_directory)
+        let program = self.program().or_unavailable("attach the program")?;
+        attachments.sync_with_interfaces(program, &self.pin_directory)
     }
 
     /// Whether a connection is handed over, or the program has an open pinhole.
@@ -243,7 +296,7 @@ impl FastPath {
         // and detach it.
         let mut attachments = lock(&self.attachments);
         attachments
-            .ensure_attached(self.program.as_fd(), &self.pin_directory)
+            .ensure_attached(self.program()?, &self.pin_directory)
             .map_err(io::Error::other)?;
         let [from_client, from_server] = tuples;
         self.add_control_port(from_client.destination_port)?;
@@ -480,7 +533,10 @@ impl FastPath {
 
     /// Detaches the program, and removes it with its maps and pins.
     pub fn remove(&self) -> io::Result<()> {
-        let removed = lock(&self.attachments).detach_all(self.program.as_fd());
+        drop(lock(&self.loading).take());
+        // All links are detached, even if one fails: a detached program inspects nothing, even if its pin stays.
+        let detach_all = |program| lock(&self.attachments).detach_all(program);
+        let removed = self.program().map_or(Ok(()), detach_all);
         self.pin_directory.remove()?;
         removed
     }

@@ -20,8 +20,17 @@ pub(crate) fn check_kernel() -> Result<usize, FastPathUnavailable> {
     missing()
 }
 
-pub(crate) fn load(_: &PinDirectory) -> Result<(), FastPathUnavailable> {
+/// A program, which does not exist in this build.
+pub(crate) enum PreparedProgram {}
+
+pub(crate) fn prepare(_: &PinDirectory) -> Result<PreparedProgram, FastPathUnavailable> {
     missing()
+}
+
+impl PreparedProgram {
+    pub(crate) fn load(self) -> Result<(), FastPathUnavailable> {
+        match self {}
+    }
 }
 
 pub(crate) fn can_be_found(_: &PinDirectory) -> bool {

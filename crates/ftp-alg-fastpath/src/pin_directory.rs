@@ -162,6 +162,11 @@ impl PinDirectory {
         &self.path
     }
 
+    /// The open directory, through which the paths of pins lead.
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.directory.as_fd()
+    }
+
     /// A path to a pin that leads through the open directory, whatever is at its place now.
     pub(crate) fn pin_path(&self, name: &str) -> PathBuf {
         format!("/proc/self/fd/{}/{name}", self.directory.as_raw_fd()).into()

@@ -3,7 +3,7 @@
 use std::{error::Error, io, os::fd::AsFd as _};
 
 use aya::{
-    EbpfLoader,
+    Ebpf, EbpfLoader,
     maps::MapInfo,
     programs::{ProgramError, ProgramInfo, SchedClassifier, TcAttachType},
     sys::SyscallError,
@@ -53,29 +53,43 @@ pub(crate) fn check_kernel() -> Result<usize, FastPathUnavailable> {
     }
 }
 
+/// The program whose maps are pinned, and that is not loaded yet.
+pub(crate) struct PreparedProgram<'p> {
+    program: Ebpf,
+    pins: &'p PinDirectory,
+}
+
 /// The map with the program's version, and its key there.
 const VERSION_MAP: &str = "heartbeat";
 const VERSION_KEY: [u8; 4] = 1_u32.to_ne_bytes();
 
-/// Loads the program with its maps, and pins them in an empty directory. The program is pinned last, so if it is pinned, all
-/// maps are as well. The kernel verifies it meanwhile, which takes a tenth of a second.
-pub(crate) fn load(pins: &PinDirectory) -> Result<(), FastPathUnavailable> {
+/// Makes the maps, and pins them in an empty directory.
+pub(crate) fn prepare(pins: &PinDirectory) -> Result<PreparedProgram<'_>, FastPathUnavailable> {
     let mut loader = EbpfLoader::new();
     // The program uses no structures of the running kernel, so aya need not read its BTF.
     loader.btf(None);
     for map in MAPS {
         loader.map_pin_path(map, pins.pin_path(map));
     }
-    let mut object = loader.load(PROGRAM).map_err(|error| cannot_load(&error))?;
+    let program = loader.load(PROGRAM).map_err(|error| cannot_load(&error))?;
     BpfMap::open(&pins.pin_path(VERSION_MAP), 1)
         .and_then(|map| map.update(&VERSION_KEY, &u64::from(program_version()).to_ne_bytes(), ANY))
         .or_unavailable("write the program's version")?;
-    let program = object.program_mut(PROGRAM_NAME);
-    let program =
-        program.ok_or_else(|| FastPathUnavailable(format!("no program named {PROGRAM_NAME}")))?;
-    let program: &mut SchedClassifier = program.try_into().map_err(|error| cannot_load(&error))?;
-    program.load().map_err(|error| cannot_load(&error))?;
-    program.pin(pins.pin_path(PROGRAM_NAME)).map_err(|error| cannot_load(&error))
+    Ok(PreparedProgram { program, pins })
+}
+
+impl PreparedProgram<'_> {
+    /// Loads the program, and pins it. It is pinned last, so if it is pinned, all maps are as well. The kernel verifies it
+    /// meanwhile, which takes a tenth of a second.
+    pub(crate) fn load(mut self) -> Result<(), FastPathUnavailable> {
+        let program = self.program.program_mut(PROGRAM_NAME);
+        let program = program
+            .ok_or_else(|| FastPathUnavailable(format!("no program named {PROGRAM_NAME}")))?;
+        let program: &mut SchedClassifier =
+            program.try_into().map_err(|error| cannot_load(&error))?;
+        program.load().map_err(|error| cannot_load(&error))?;
+        program.pin(self.pins.pin_path(PROGRAM_NAME)).map_err(|error| cannot_load(&error))
+    }
 }
 
 fn cannot_load(error: &dyn Error) -> FastPathUnavailable {

@@ -1,5 +1,5 @@
 //! The system call bpf(2), for what aya does not offer: access to map elements with flags and by shared reference,
-//! and links by an interface's index.
+//! and links by an interface's index. And fork(2), because a call that loads a program takes long.
 //!
 //! This module does not know what the elements mean.
 
@@ -8,12 +8,19 @@
 use std::{
     collections::BTreeSet,
     ffi::CString,
-    io,
+    io::{self, Read as _, Write as _},
+    net::Shutdown,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
-        unix::ffi::OsStrExt as _,
+        unix::{ffi::OsStrExt as _, net::UnixStream},
     },
+    panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
+};
+
+use rustix::{
+    fs::{CWD, Dir, Mode, OFlags, openat, readlinkat},
+    process::{Pid, Signal, WaitOptions, set_parent_process_death_signal, waitpid},
 };
 
 /// Names the commands that this module uses, and lists them.
@@ -391,4 +398,98 @@ pub(crate) fn namespace_cookie() -> io::Result<u64> {
         )
     };
     if done == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+}
+
+/// A process that does some work on request. Dropping it ends the process.
+#[derive(Debug)]
+pub(crate) struct ChildProcess {
+    id: Pid,
+    /// Takes the request, and has the reason if it fails.
+    channel: UnixStream,
+}
+
+impl ChildProcess {
+    /// Starts a copy of this process. It does the `work` in [`ChildProcess::finish`], with `directory` and the open maps,
+    /// and ends with this process. This process must have one thread: the copy has no other.
+    pub(crate) fn start<E: ToString>(
+        directory: BorrowedFd<'_>,
+        work: impl FnOnce() -> Result<(), E>,
+    ) -> io::Result<Self> {
+        let (ours, mut theirs) = UnixStream::pair()?;
+        // SAFETY: with one thread, memory and locks of the copy are as here.
+        match unsafe { libc::fork() } {
+            -1 => Err(io::Error::last_os_error()),
+            0 => {
+                let _ = set_parent_process_death_signal(Some(Signal::KILL));
+                // The copy's own end would keep the channel open.
+                drop(ours);
+                let released = release_descriptors(theirs.as_fd(), directory);
+                let request = released.and_then(|()| theirs.read_exact(&mut [0]));
+                let request = request.map_err(|error| error.to_string());
+                let work = || request.and_then(|()| work().map_err(|error| error.to_string()));
+                let done = catch_unwind(AssertUnwindSafe(work));
+                let done = done.unwrap_or_else(|_| Err("a defect in ftp-alg".to_owned()));
+                let code = i32::from(done.is_err());
+                let _ = theirs.write_all(done.err().unwrap_or_default().as_bytes());
+                // SAFETY: it has no conditions. What the other process would do at its end is not done here.
+                unsafe { libc::_exit(code) }
+            }
+            child => {
+                let id = Pid::from_raw(child).ok_or(io::ErrorKind::NotFound)?;
+                Ok(Self { id, channel: ours })
+            }
+        }
+    }
+
+    /// Has it do its work, and waits until it is done. The error says why it failed.
+    pub(crate) fn finish(mut self) -> Result<(), String> {
+        let mut failure = String::new();
+        let sent = self.channel.write_all(&[0]);
+        let read = sent.and_then(|()| self.channel.read_to_string(&mut failure));
+        let ended = waitpid(Some(self.id), WaitOptions::empty());
+        match (read, ended) {
+            (Ok(_), Ok(Some((_, status)))) if status.exit_status() == Some(0) => Ok(()),
+            (Ok(1..), _) => Err(failure),
+            (Err(error), _) => Err(error.to_string()),
+            (_, Err(error)) => Err(error.to_string()),
+            _ => Err("the process that loads it was killed".to_owned()),
+        }
+    }
+}
+
+/// Closes the sockets and locks that a copy of the daemon has open, and unlocks `directory` for the copy. The kernel ends a
+/// killed process only when it has verified the program that the process loads. If the copy had them until then, the next
+/// daemon would find them in use.
+fn release_descriptors(channel: BorrowedFd<'_>, directory: BorrowedFd<'_>) -> io::Result<()> {
+    let needed = [channel.as_raw_fd(), directory.as_raw_fd()];
+    let open =
+        |path: &str, flags: OFlags| openat(CWD, path, flags | OFlags::CLOEXEC, Mode::empty());
+    let own = open("/proc/self/fd", OFlags::DIRECTORY)?;
+    let mut others = Vec::new();
+    for entry in Dir::read_from(&own)? {
+        let Ok(number) = entry?.file_name().to_string_lossy().parse::<i32>() else { continue };
+        let target = readlinkat(&own, number.to_string(), Vec::new())?;
+        let is_of_program =
+            [&b"anon_inode:bpf-map"[..], b"anon_inode:btf"].contains(&target.to_bytes());
+        if number > 2 && !needed.contains(&number) && !is_of_program {
+            others.push(number);
+        }
+    }
+    // A lock belongs to the open file, which the daemon has as well, and not to its descriptor.
+    let unlocked = open(&format!("/proc/self/fd/{}", directory.as_raw_fd()), OFlags::PATH)?;
+    // SAFETY: the copy uses none of these descriptors after this but the replaced one, and ends without dropping their
+    // owners.
+    unsafe {
+        libc::dup2(unlocked.as_raw_fd(), directory.as_raw_fd());
+        others.into_iter().for_each(|number| _ = libc::close(number));
+    }
+    std::mem::forget((own, unlocked));
+    Ok(())
+}
+
+impl Drop for ChildProcess {
+    fn drop(&mut self) {
+        let _ = self.channel.shutdown(Shutdown::Both);
+        let _ = waitpid(Some(self.id), WaitOptions::empty());
+    }
 }

@@ -6,7 +6,8 @@
 //! may read only what programs need to run.
 //!
 //! There are two steps. [`become_user`] changes the user, and retains the capabilities that load the fast path.
-//! [`confine_daemon`] gives up the rest. In between the fast path is loaded, so its pins belong to the daemon's user.
+//! [`confine_daemon`] gives up the rest. In between the fast path's maps are made, so its pins belong to the daemon's user;
+//! a copy of the process retains the rights until it has loaded the program.
 //!
 //! Invariant: this happens before the daemon starts a thread, because it applies only to the calling thread and to
 //! threads that it starts later.

@@ -93,6 +93,8 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_sched_yield,
     libc::SYS_set_robust_list,
     libc::SYS_sigaltstack,
+    libc::SYS_wait4,
+    libc::SYS_waitid,
     // Facts about the time, the process and the machine.
     libc::SYS_clock_gettime,
     libc::SYS_getcwd, // A panic shows paths relative to it.

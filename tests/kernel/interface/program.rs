@@ -3,9 +3,10 @@
 use std::{
     fs,
     net::SocketAddr,
+    os::unix::net::UnixDatagram,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use aya::{TestRun as _, TestRunOptions, programs::SchedClassifier};
@@ -462,6 +463,88 @@ fn loading_needs_rights_and_a_bpf_file_system() {
         });
     });
     assert_eq!(attached_interfaces(&lab), name_set(&[]));
+}
+
+#[test]
+fn a_program_that_is_being_loaded_has_no_connection_yet() {
+    let Some((lab, pins)) = lab_with_pins() else { return };
+    let begin = || FastPath::begin_loading(&pins.0, list_interfaces).unwrap();
+    lab.on_gateway(|| {
+        let path = begin();
+        assert!(!path.is_loaded() && !path.was_taken_over());
+        path.hand_over(1, tuples(), &flow()).unwrap_err();
+        path.update_attachments(Instant::now()).unwrap_err();
+        path.finish_loading().unwrap();
+        path.set_heartbeat(Duration::MAX).unwrap();
+        update_attachments(&path);
+        path.hand_over(1, tuples(), &flow()).unwrap();
+        exchange(&path, 0);
+        assert_eq!(path.counters().unwrap().inspected, 2);
+        drop(path);
+        let next = begin();
+        assert!(next.is_loaded() && next.was_taken_over());
+        next.remove().unwrap();
+        drop(next);
+        // One that is not wanted any more before it is loaded.
+        begin().remove().unwrap();
+        assert!(pins.is_empty());
+    });
+    let refused = lab.on_gateway(|| {
+        with_rights("cap_bpf,cap_net_admin", || {
+            let path = begin();
+            let refused = path.finish_loading().unwrap_err().to_string();
+            path.remove().unwrap();
+            refused
+        })
+    });
+    assert!(refused.ends_with("CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN"), "{refused}");
+    assert!(pins.is_empty());
+}
+
+/// The kernel ends a process that loads the program only when it has verified it, also if the daemon was killed. The next
+/// daemon must not find its socket and its locks in use meanwhile.
+#[test]
+fn the_process_that_loads_the_program_has_no_socket_or_lock_of_the_daemon() {
+    let Some((lab, pins)) = lab_with_pins() else { return };
+    lab.on_gateway(|| {
+        let _listener = UnixDatagram::unbound().unwrap();
+        let path = FastPath::begin_loading(&pins.0, list_interfaces).unwrap();
+        let child = children().into_iter().find(|child| is_copy(child)).unwrap();
+        let own_channel = 1;
+        wait_for("the end of its sockets and locks", || {
+            let sockets = descriptors(&child, |target, _| target.starts_with("socket:"));
+            let locks = descriptors(&child, |_, info| info.contains("FLOCK"));
+            (sockets, locks) == (own_channel, 0)
+        });
+        path.finish_loading().unwrap();
+        path.remove().unwrap();
+    });
+}
+
+/// The directories in /proc of this process's children.
+fn children() -> Vec<PathBuf> {
+    let parent = format!("PPid:\t{}\n", std::process::id());
+    let is_child = |path: &PathBuf| {
+        fs::read_to_string(path.join("status")).is_ok_and(|status| status.contains(&parent))
+    };
+    let all = fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().path());
+    all.filter(is_child).collect()
+}
+
+/// Whether a process runs this program, as a copy does that has called no other.
+fn is_copy(process: &Path) -> bool {
+    let program = |process: &Path| fs::read_link(process.join("exe")).ok();
+    program(process) == program(Path::new("/proc/self"))
+}
+
+/// How many open descriptors of a process fit, by what they refer to and by their information.
+fn descriptors(process: &Path, fits: impl Fn(&str, &str) -> bool) -> usize {
+    let found = fs::read_dir(process.join("fd")).unwrap().flatten().filter(|entry| {
+        let target = fs::read_link(entry.path()).unwrap_or_default();
+        let info = process.join("fdinfo").join(entry.file_name());
+        fits(&target.to_string_lossy(), &fs::read_to_string(info).unwrap_or_default())
+    });
+    found.count()
 }
 
 /// Runs `work` on this thread with these capabilities and no others. It can be called once in a thread.

@@ -4,6 +4,7 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     process::ExitStatus,
+    thread,
     time::Duration,
 };
 
@@ -48,10 +49,15 @@ impl Daemon {
         Ok(Self { executable: executable.to_owned(), gateway: gateway.clone(), home, process })
     }
 
-    /// Waits until it gives verdicts.
+    /// Waits until it gives verdicts, and has loaded the fast path.
     pub fn wait_until_ready(&mut self) -> Result<()> {
         let limit = scaled_timeout(Duration::from_secs(20));
-        let ready = self.ask(&["status", "--json", "--wait", &limit.as_secs().to_string()])?;
+        let ask = || self.ask(&["status", "--json", "--wait", &limit.as_secs().to_string()]);
+        let mut ready = ask()?;
+        while ready.stdout_text().contains("is being loaded") {
+            thread::sleep(Duration::from_millis(5));
+            ready = ask()?;
+        }
         if ready.status.success() {
             return Ok(());
         }
