@@ -1,4 +1,4 @@
-//! What the client of a connection does: its user, its directory, its pending transfers. Nothing is decided by it.
+//! What the client of a connection does, for reports only: its user, its directory, its pending transfers.
 
 use std::{fmt, mem::take, path::Path, sync::Arc, time::Duration};
 
@@ -10,8 +10,8 @@ use crate::{
     session::TransferVerb,
 };
 
-/// After this time what waits for its data connection is examined. A SYN was sent four times by then: Linux repeats it
-/// after 1, 3 and 7 seconds (RFC 6298).
+/// Time after which a transfer that waits for its data connection is examined. The SYN was sent four times by then: Linux
+/// retransmits it after 1, 3 and 7 seconds (RFC 6298).
 pub const EXAMINED_AFTER: Duration = Duration::from_secs(10);
 /// Limit of pending transfers of a connection whose paths are stored. Clients request one after the other.
 const MAX_NAMED: usize = 4;
@@ -36,7 +36,7 @@ pub struct ClientActivity {
     /// What the client wants to change to, if the server has not answered.
     wanted_directory: Option<Box<str>>,
     transfers: Vec<PendingTransfer>,
-    /// Number of pending transfers behind those, of which nothing is known.
+    /// Number of pending transfers behind the stored ones.
     uncounted: u32,
     /// Whether there may have been a reply too many since the login, so that nobody knows which command a reply is about.
     is_doubtful: bool,
@@ -174,7 +174,7 @@ impl ClientActivity {
         self.named_user.take().filter(|name| !name.is_empty()).map(Arc::from)
     }
 
-    /// Records that the start of the session is reported. Returns whether it was not before.
+    /// Notes that the start of the session is reported. Returns whether that is the first report.
     pub fn begin_session(&mut self) -> bool {
         !std::mem::replace(&mut self.is_reported, true)
     }
@@ -218,7 +218,7 @@ impl ClientActivity {
             .filter(|directory| directory.starts_with('/') && directory.len() <= MAX_DIRECTORY);
     }
 
-    /// Records that nobody knows which directory an answer is about.
+    /// Notes that nobody knows which directory an answer is about.
     pub fn forget_directory(&mut self) {
         (self.directory, self.wanted_directory) = (None, None);
     }
@@ -268,7 +268,7 @@ impl ClientActivity {
         let path = named.map(|named| self.resolve(&named).unwrap_or(named));
         let has_others = self.transfers.len() > 1;
         if let Some(oldest) = self.transfers.first_mut() {
-            // A server that begins one before the end of another has one end for both.
+            // A server that begins a transfer before the end of another sends one end for both.
             self.is_doubtful |= oldest.has_started && has_others;
             oldest.is_doubtful |= may_lag;
             oldest.has_started = true;
@@ -301,10 +301,10 @@ impl ClientActivity {
         }
         let mut pending = self.transfers.remove(0);
         let end = if pending.lacks_end { TransferEnd::Unseen } else { end };
-        // It may be a reply too many to the command before.
+        // The reply may be a second one to the command before.
         self.is_doubtful |= pending.is_pipelined && !pending.has_started && end.is_success();
         pending.is_doubtful |= self.is_doubtful;
-        // It may have been the reply to the next one.
+        // The reply may have been that to the next transfer.
         self.is_doubtful |= pending.lacks_end && pending.has_started && !self.transfers.is_empty();
         if self.transfers.is_empty() {
             take(&mut self.transfers);
@@ -315,7 +315,7 @@ impl ClientActivity {
     }
 
     /// The oldest transfer as it is at the time `now` since the connection's first packet, once, if it has been pending
-    /// for a while. One that has waited behind it is not reported later.
+    /// for a while. A transfer that has waited behind the oldest is not reported later.
     pub fn examine_transfers(
         &mut self,
         now: Duration,
@@ -340,7 +340,7 @@ impl ClientActivity {
         Some(pending.requested.saturating_add(EXAMINED_AFTER))
     }
 
-    /// Records that the ends of further pending transfers will not be seen.
+    /// Notes that the ends of further pending transfers will not be seen.
     pub fn forget_uncounted(&mut self) {
         let uncounted = take(&mut self.uncounted);
         self.reported_transfers = self.reported_transfers.saturating_add(uncounted);

@@ -1,4 +1,4 @@
-//! What a batch leaves to do, and the one order in which that is done.
+//! The decisions of a batch, and the one order in which they are carried out.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -117,7 +117,7 @@ impl Injection {
     }
 }
 
-/// What a batch leaves to do, in order. Pinholes are already open and queue modes set, and the
+/// The decisions of a batch that are not carried out yet, in order. Pinholes are already open and queue modes set, and the
 /// [table of pinholes](crate::engine::pinholes::PinholeTable) knows the closings. Reused, so that packets need no
 /// allocation.
 #[derive(Debug, Default)]
@@ -175,7 +175,7 @@ impl Batch {
     }
 }
 
-/// Who carries out what an engine decides, besides the kernel: the daemon, `replay`, the simulated network.
+/// Carries out what an engine decides, besides the kernel: the daemon, `replay`, the simulated network.
 pub trait Host {
     /// Whether packets may have passed unread since the batch started.
     fn had_downtime(&mut self) -> bool {

@@ -1,9 +1,10 @@
-//! What bounds the sessions: how many there are, the share of each client, their memory, and how long one stays.
+//! The limits of sessions: their number, the share of each client, their memory, and their timeouts.
 //!
-//! - `max-sessions`: at the limit, the oldest session goes that [is not needed](may_be_evicted): its dialogue is not
-//!   verified, or its next packet would restore the same state. Else one of a client that has more than its share.
-//! - A client is an IPv4 address, or the /64 of an IPv6 address, because one host has all of that. A session counts for its
-//!   client once its server has sent a greeting, because an attacker with a spoofed address cannot get that far.
+//! - `max-sessions`: at the limit, the oldest session is evicted that [is not needed](may_be_evicted): its dialogue is
+//!   not verified, or its next packet would restore the same state. If there is none, a client that has more than its
+//!   share loses a session.
+//! - A client is an IPv4 address, or the /64 of an IPv6 address, because one host has the whole /64. A session counts for
+//!   its client once its server has sent a greeting, because an attacker with a spoofed address cannot get that far.
 //! - `policy.memory` bounds the bytes of unacknowledged and incomplete data. Hardly any session holds more than
 //!   [`UNCOUNTED_BYTES`], and none for long unless an end does not acknowledge. Sessions above that are counted, in the order
 //!   in which they exceeded it. If all together exceed the budget, the first of them is reset at both ends. Forgetting its
@@ -37,8 +38,8 @@ use crate::{
 const MAX_EXAMINED: usize = 16;
 /// Sessions that hold at most this many bytes are not counted.
 const UNCOUNTED_BYTES: usize = 512;
-/// Closed sessions stay this long for retransmissions: adjusted ones because only they can adjust the retransmission,
-/// the others so that it is not taken for a new connection.
+/// Closed sessions stay this long for retransmissions: adjusted sessions because only they can adjust a retransmission,
+/// other sessions so that a retransmission is not taken for a new connection.
 const LINGER_ADJUSTED: Duration = Duration::from_secs(60);
 const LINGER_UNADJUSTED: Duration = Duration::from_secs(10);
 /// Timeout of a connection without a greeting.
@@ -47,7 +48,7 @@ const GREETING_TIMEOUT: Duration = Duration::from_secs(120);
 const LOGIN_TIMEOUT: Duration = Duration::from_secs(900);
 /// Timeout after one end has sent a FIN: as in the kernel (nf_conntrack_tcp_timeout_fin_wait).
 const HALF_CLOSED_TIMEOUT: Duration = Duration::from_secs(120);
-/// Timeout of a session that was restored, or whose packets may have passed unread, and that had no packet since. It
+/// Timeout of a session without a packet since it was restored, or since packets may have passed unread: the connection
 /// may be closed already.
 const UNCONFIRMED_TIMEOUT: Duration = Duration::from_secs(3600);
 /// Timeout of other sessions: as for established connections in the kernel (nf_conntrack_tcp_timeout_established).
@@ -408,7 +409,7 @@ impl MemoryBudget {
     }
 }
 
-/// Whether a session's memory must be recorded.
+/// Whether a session's memory must be counted.
 #[inline]
 fn should_count_memory(head: &Head, session: &Session) -> bool {
     head.is_in_memory_budget || heap_size(head, session) > UNCOUNTED_BYTES

@@ -87,8 +87,8 @@ impl SessionRecords {
         self.0.extend(others);
     }
 
-    /// Records which of the sessions the rules still queue, by server and translation. The others are not restored,
-    /// because nobody would see their end. An adjusted one loses only its pinholes.
+    /// Notes which of the sessions the rules still queue, by server and translation. The others are not restored, because
+    /// nobody would see their end. An adjusted session loses only its pinholes.
     pub fn set_queued(&mut self, is_queued: impl Fn(SocketAddr, Option<&Translation>) -> bool) {
         for record in self.0.values_mut() {
             record.is_unqueued = !is_queued(record.server, record.translation.as_ref());
@@ -155,7 +155,7 @@ fn encode_record(record: &Record<'_>, buffer: &mut Vec<u8>) -> Result<(), postca
 }
 
 impl Sessions {
-    /// Records that the session at `index` has changed.
+    /// Notes that the session at `index` has changed.
     pub(crate) fn mark_changed(&mut self, index: u32) {
         if let Some(changes) = &mut self.unwritten
             && let Some(entry) = self.table.get_mut(index)
@@ -165,7 +165,7 @@ impl Sessions {
         }
     }
 
-    /// Records that the session `id` was removed.
+    /// Notes that the session `id` was removed.
     pub(crate) fn mark_removed(&mut self, id: u64) {
         if let Some(changes) = &mut self.unwritten {
             changes.gone.push(id);
@@ -177,7 +177,7 @@ impl Sessions {
         self.unwritten = Some(UnwrittenChanges { epoch, changed: Vec::new(), gone: Vec::new() });
     }
 
-    /// Has `write` write a record of each changed session, outside a batch.
+    /// Passes a record of each changed session to `write`, outside a batch.
     pub fn write_records<R>(&mut self, write: impl FnOnce(&Batch) -> R) -> R {
         self.take_records();
         let written = write(&self.batch);
@@ -318,7 +318,7 @@ impl Sessions {
                 let deadline = at(pinhole.deadline).min(now + lifetime);
                 self.pinholes.restore(owner, client.ip(), &pinhole, deadline);
             }
-            // Some may have passed while no daemon was there.
+            // Packets may have passed while no daemon ran.
             self.add_timer(owner, epoch);
         }
         restored

@@ -145,7 +145,7 @@ impl Sessions {
         self.close_forbidden_ranges();
     }
 
-    /// What finds the sessions of encrypted data connections, of all shards.
+    /// The finder of the sessions of encrypted data connections, of all shards.
     pub fn range_finder(&self) -> RangeFinder {
         self.ranges.finder()
     }
@@ -175,7 +175,7 @@ impl Sessions {
         }
     }
 
-    /// Closes the ranges of servers whose ports are others by now. New sessions get these.
+    /// Closes the ranges of servers whose configured ports have changed. New sessions get the new ports.
     fn close_forbidden_ranges(&mut self) {
         for index in self.ranges.owners() {
             let (Some(range), Some(entry)) = (self.ranges.of(index), self.table.get(index)) else {
@@ -228,7 +228,7 @@ impl Sessions {
         {
             has_changed = self.pinholes.renew(now, index, &translation, lifetime, kernel);
         }
-        // The port of one in use stays reserved.
+        // The port of a pinhole in use stays reserved.
         self.pinholes.end_lifetimes(index, now, kernel);
         let is_over = |pinhole: &Pinhole| !pinhole.is_used() && pinhole.deadline <= now;
         while let Some(expired) = self.pinholes.close_first(index, is_over) {

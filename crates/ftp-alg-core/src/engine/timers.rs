@@ -1,4 +1,4 @@
-//! When sessions must be looked at: their pinholes, watches and pending transfers.
+//! The deadlines of sessions: of their pinholes, watches and pending transfers.
 //!
 //! There is one deadline for each table slot, the earliest. When it is due, the session is looked at as a whole, and its
 //! next deadline added. So there are at most as many deadlines as sessions, whatever peers do.
@@ -18,7 +18,7 @@ pub struct Timers {
 }
 
 impl Timers {
-    /// Adds a deadline, unless the slot has an earlier one. It replaces a later one.
+    /// Adds a deadline, unless the slot has an earlier one. Replaces a later one.
     pub fn add(&mut self, at: Instant, slot: u32) {
         if self.by_slot.get(&slot).is_none_or(|known| at < *known) {
             let later = self.by_slot.insert(slot, at);

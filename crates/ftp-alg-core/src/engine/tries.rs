@@ -1,6 +1,6 @@
 //! Data connections of encrypted sessions that the firewall drops, because the rules do not admit them.
 //!
-//! The rules copy such a SYN before any filter. One that no filter drops is in conntrack by the time that it is looked up.
+//! The rules copy such a SYN before any filter. If no filter drops the SYN, conntrack knows it when it is looked up.
 
 use std::{
     collections::BTreeMap,
@@ -12,20 +12,20 @@ use super::{Event, MissingConnection, PACKETS_WAIT, RangeFinder, ranges::NotAdmi
 
 /// How long the same client tries to reach the same port: SYNs are retransmitted for two minutes.
 const LIFETIME: Duration = Duration::from_secs(130);
-/// Limit of those that are stored. Of more, nothing is known.
+/// Limit of stored SYNs. Further SYNs are not stored.
 const MAX_TRIES: usize = 1024;
 
-/// Limit of those of one client, so that there is room for others.
+/// Limit of stored SYNs of one client, so that there is room for others.
 const MAX_OF_CLIENT: usize = 64;
 
 /// A SYN that was copied.
 struct Try {
     seen: Instant,
-    /// What is to be said of it, if that was not said.
+    /// The report of the SYN, until it is made.
     missing: Option<Event<MissingConnection>>,
 }
 
-/// The connections that clients tried to make, by client and the port that this dialled.
+/// The connections that clients tried to make, by client and dialled port.
 #[derive(Default)]
 pub struct Tries {
     finder: RangeFinder,
@@ -70,7 +70,7 @@ impl Tries {
         self.known.len() < MAX_TRIES && of_client.count() < MAX_OF_CLIENT
     }
 
-    /// Takes those that the firewall has dropped: conntrack does not know them a moment later.
+    /// Takes the tries that the firewall has dropped: conntrack does not know their connections a moment later.
     pub fn take_dropped(
         &mut self,
         now: Instant,

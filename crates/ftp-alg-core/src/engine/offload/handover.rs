@@ -147,7 +147,7 @@ impl FastPathLine<'_> {
     }
 }
 
-/// A line, or a FIN, that the BPF program let pass.
+/// A line, or a FIN, that the BPF program passed.
 #[derive(Clone, Copy, Debug)]
 pub struct FastPathLine<'l> {
     /// Session number.

@@ -86,11 +86,11 @@ impl Engine {
             let Some((index, entry)) =
                 found.and_then(|index| Some((index, self.sessions.table.get_mut(index)?)))
             else {
-                // The session is gone.
+                // The session was removed.
                 line.pinhole().into_iter().for_each(|id| self.sessions.pinholes.close_lost(id));
                 continue;
             };
-            // It was read before a crash.
+            // The line was read before a crash.
             if line.line <= entry.head.extra().fast_path.lines_inspected {
                 continue;
             }
@@ -219,13 +219,13 @@ impl Engine {
     }
 }
 
-/// Decides about a line that the BPF program has let pass: nothing is opened but what the program has opened for it.
+/// Decides about a line that the BPF program has passed. Opens nothing besides the pinhole that the program has opened.
 struct LineDecider<'a> {
     decider: Decider<'a>,
     /// The pinhole that the program opened, until the session has it.
     opened: Option<PinholeId>,
     padding: Padding,
-    /// Whether the program had opened one for each announcement.
+    /// Whether the program had opened a pinhole for each announcement.
     opened_rightly: bool,
 }
 
@@ -256,7 +256,7 @@ impl Sessions {
         }
     }
 
-    /// Sets whether connections are handed over. If not, all are taken back.
+    /// Sets whether connections are handed over. Otherwise all are taken back.
     pub fn set_uses_fast_path(&mut self, enabled: bool) {
         self.uses_fast_path = enabled;
         if !enabled {

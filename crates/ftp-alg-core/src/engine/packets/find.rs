@@ -1,9 +1,10 @@
 //! Finds the session that a packet belongs to, or starts one, and decides whether the packet arrives on the interface on
 //! which its sender is.
 //!
-//! A session knows the interfaces of its ends. The kernel is asked about another one. New data from where no route to its
-//! sender leads is dropped twice. The third time a server's passes unread; a client's is read, because the policy may
-//! refuse it, and counts as missed. A packet that is queued takes its connection back from the fast path.
+//! A session knows the interfaces of its ends. The kernel is asked about another interface. New data from an interface to
+//! which no route to its sender leads is dropped twice. The third time, a server's data passes unread; a client's data is
+//! read, because the policy may refuse it, and counts as missed. A queued packet takes its connection back from the fast
+//! path.
 //!
 //! The expression `fib` of nftables knows the best route only, so it would not find a second path. rp_filter has the
 //! same limit, and IPv6 has none.
@@ -29,7 +30,7 @@ use crate::{
     session::{DropReason, Phase, RouteQuestion, Session, Side},
 };
 
-/// After so long without a packet the server is not inside a reply, because servers write one at once.
+/// Time without a packet after which the server is not inside a reply, because servers write a reply at once.
 const SILENCE: Duration = Duration::from_secs(5);
 /// How long the answers no and yes are used. Routes may be about to change.
 const LIFETIMES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(1)];
@@ -286,7 +287,7 @@ impl Engine {
     }
 }
 
-/// Records a packet of `from` and its time in its session's `entry`, and says why the session is not to inspect it now.
+/// Notes the time of a packet of `from` in its session's `entry`. Returns why the session is not to inspect it now.
 #[inline(always)]
 fn obstacle(
     entry: &mut Entry,
@@ -376,7 +377,7 @@ impl Engine {
 }
 
 impl Sessions {
-    /// The answer to a question of the session at `index`, which then knows it. If the policy lets its packets count
+    /// Answers a question of the session at `index`, and tells the session. If the policy lets packets count
     /// [anywhere](crate::policy::Policy::any_interface), the answer is yes.
     pub(crate) fn has_route(
         &mut self,

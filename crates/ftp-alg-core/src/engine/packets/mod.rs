@@ -1,5 +1,5 @@
-//! Decides about one packet: which session it belongs to, what the session does with it, and its verdict. Builds the packet
-//! that is forwarded in its place, and those that are injected.
+//! Handles one packet: finds its session, passes the packet to the session, and makes its verdict. Builds the packet that
+//! is forwarded in its place, and the packets that are injected.
 
 mod downtime;
 pub(crate) mod find;

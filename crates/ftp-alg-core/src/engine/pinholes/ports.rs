@@ -233,7 +233,7 @@ impl PortTable {
         self.displaced.contains(&(ends.initiator, ends.target))
     }
 
-    /// Records whether it could not.
+    /// Notes whether the last pinhole of this initiator and target could not have the target's port.
     pub(super) fn set_displaced(&mut self, ends: &PinholeEnds, is_displaced: bool) {
         let ends = (ends.initiator, ends.target);
         if !is_displaced {
@@ -294,7 +294,7 @@ impl ClientCounts {
         (count.open, count.held) = (count.open + usize::from(is_open), count.held + 1);
     }
 
-    /// Counts one less.
+    /// Counts a pinhole or a grant less.
     pub(super) fn remove(&mut self, client: ClientKey, is_open: bool) {
         self.change(client, |count| {
             count.open = count.open.saturating_sub(is_open.into());

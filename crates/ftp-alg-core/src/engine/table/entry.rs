@@ -63,7 +63,7 @@ pub struct Extra {
     pub fast_path: FastPathProgress,
     /// Another connection on the same endpoints.
     pub incarnation: Option<NewIncarnation>,
-    /// Until when every packet is queued, if it is for a while.
+    /// Until when every packet is queued, if for a while.
     pub watched_until: Option<Instant>,
     /// How many times in a row conntrack did not know the connection.
     unknown_to_conntrack: u8,
@@ -192,7 +192,7 @@ impl Head {
         self.extra.get_or_insert_with(|| Box::new(Extra::NOTHING))
     }
 
-    /// What the client does, to record more of it.
+    /// What the client does, to note more of it.
     pub fn activity_mut(&mut self) -> &mut ClientActivity {
         &mut self.extra_mut().activity
     }
@@ -278,7 +278,7 @@ impl Head {
         self.extra().incarnation.as_ref().map(|incarnation| &*incarnation.session)
     }
 
-    /// Records that another connection started `now` on the same endpoints, unless it is spoofed.
+    /// Notes that another connection started `now` on the same endpoints, unless its SYN-ACK is spoofed.
     pub fn set_incarnation(&mut self, session: Session, now: Timestamp) {
         self.extra_mut().incarnation =
             Some(NewIncarnation { session: Box::new(session), last_syn_ack: now });
@@ -329,7 +329,7 @@ impl Head {
         }
     }
 
-    /// Records that the queue mode is unknown.
+    /// Notes that the queue mode is unknown.
     pub fn forget_queue_mode(&mut self) {
         self.queue_mode = None;
     }
