@@ -31,7 +31,7 @@ impl WorkerProgress {
         Self { start: Instant::now(), passes, deadline: AtomicU64::default() }
     }
 
-    /// Records that the heartbeat expires at `deadline`.
+    /// Notes that the heartbeat expires at `deadline`.
     pub(super) fn set_deadline(&self, deadline: Instant) {
         self.deadline.store(self.millis(deadline), Ordering::Release);
     }

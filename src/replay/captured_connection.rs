@@ -161,7 +161,7 @@ impl CapturedDirection {
         self.queue.iter().next().map(|first| first.seq)
     }
 
-    /// Records that a segment was passed to the engine with `frame`.
+    /// Notes that a segment was passed to the engine with `frame`.
     pub fn advance(&mut self, header: &SegmentHeader, payload: &[u8], frame: FramePosition) {
         let old = usize::try_from(self.next.distance_from(header.seq)).ok();
         if let Some(new) = old.and_then(|old| payload.get(old..)).filter(|new| !new.is_empty()) {

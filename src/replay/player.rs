@@ -452,7 +452,7 @@ impl<W: Write> Player<W> {
         verdict
     }
 
-    /// Records that no packet came until `time` since 1970.
+    /// Notes that no packet came until `time` since 1970.
     pub fn pass_time(&mut self, time: Duration) {
         if let Some((_, last)) = &mut self.time_span {
             *last = time.max(*last);

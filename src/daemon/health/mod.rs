@@ -240,12 +240,12 @@ impl Health {
         (state.audit, state.drops_unmarked) = (findings, drops_unmarked);
     }
 
-    /// Records why the daemon has the problem of this name, or that it does not have it.
+    /// Notes why the daemon has the problem of this name, or that it does not have it.
     pub(super) fn set(&self, name: ProblemName, error: Option<String>) {
         self.set_finding(name, error.map(|error| name.finding(error)));
     }
 
-    /// Records the problem of this name, or that there is none.
+    /// Notes the problem of this name, or that there is none.
     pub(super) fn set_finding(&self, name: ProblemName, found: Option<Finding>) {
         let known = &mut lock(&self.state).known;
         known.remove(&name);

@@ -313,7 +313,7 @@ impl Reporter {
         self.reopens.swap(false, Ordering::AcqRel)
     }
 
-    /// Records how many lines the file of `log.transfers` lacks.
+    /// Notes how many lines the file of `log.transfers` lacks.
     pub(super) fn set_unwritten(&self, unwritten: u64) {
         lock(&self.totals).set_unwritten(unwritten);
     }

@@ -26,7 +26,7 @@ struct ReportedBytes {
 }
 
 impl SessionBytes {
-    /// Records a transfer of a session.
+    /// Notes a transfer of a session.
     pub(super) fn add(&mut self, session: u64, Transfer { verb, result, bytes, .. }: &Transfer) {
         let had_none = matches!(result, TransferResult::Refused | TransferResult::NoDataConnection);
         let known = self.0.entry(session).or_default();

@@ -44,7 +44,7 @@ impl Totals {
         self.all.servers = totals;
     }
 
-    /// Records how many lines the file of `log.transfers` lacks.
+    /// Notes how many lines the file of `log.transfers` lacks.
     pub(super) fn set_unwritten(&mut self, unwritten: u64) {
         self.all.unwritten = unwritten;
     }

@@ -329,7 +329,7 @@ impl Dialogue {
         self.phase() == Phase::Greeted && self.pending.is_empty() && self.ambiguities.has_server_lf
     }
 
-    /// Records that the client does not speak FTP, although the server may.
+    /// Notes that the client does not speak FTP, although the server may.
     pub fn mark_client_not_ftp(&mut self) {
         self.advance(Read::OtherClient);
         // After text it is unknown which reply is the greeting.
@@ -559,7 +559,7 @@ impl Dialogue {
         !self.pending.is_empty()
     }
 
-    /// Records that `side` sends plain text again after encryption. If both ends have `sent_data` encrypted, the login
+    /// Notes that `side` sends plain text again after encryption. If both ends have `sent_data` encrypted, the login
     /// was encrypted: RFC 4217 allows `CCC` only after a login, and the server still refuses commands that need one.
     pub fn end_tls(&mut self, side: Side, sent_data: bool) {
         if !self.state.reads_lines(side.peer()) {
@@ -990,7 +990,7 @@ impl Ambiguities {
         }
     }
 
-    /// Records that the next line may belong to the reply to a pending listing.
+    /// Notes that the next line may belong to the reply to a pending listing.
     fn expect_listing(&mut self, pending: &PendingCommands) {
         if pending.has_kind(PendingKind::Listing) && self.is_clear() {
             self.ambiguity = Some(Ambiguity::ListingReply);

@@ -156,7 +156,7 @@ impl Interfaces {
         None
     }
 
-    /// Records that a route to `end` leads to `interface`.
+    /// Notes that a route to `end` leads to `interface`.
     pub fn set_has_route(&mut self, RouteQuestion { end, interface, .. }: RouteQuestion) {
         self.set(end, interface, Knowledge::HasRoute);
     }

@@ -208,7 +208,7 @@ impl Session {
         self.dialogue.state.encryption()
     }
 
-    /// Records that a route leads to the interface of an end. Discards what was read from packets of another interface.
+    /// Notes that a route leads to the interface of an end. Discards what was read from packets of another interface.
     pub fn confirm_interface(&mut self, question: RouteQuestion) {
         if self.interfaces.contradicts(question) {
             self.dialogue.note_missed(Read::Doubted, false);

@@ -236,7 +236,7 @@ impl DirectionReader<'_> {
         self.dialogue.state.reads_lines(self.from).then_some(start)
     }
 
-    /// Records that encryption has begun if both ends have sent handshake records.
+    /// Notes that encryption has begun if both ends have sent handshake records.
     fn find_handshakes(&mut self) {
         let directions = [&*self.direction, &*self.opposite];
         if self.dialogue.has_records_of_both()
