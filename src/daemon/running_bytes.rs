@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ftp_alg_core::engine::{RangeFinder, SessionInfo, Translation};
+use ftp_alg_core::engine::{PinholeEnds, RangeFinder, SessionInfo, Translation};
 
 use super::{shard::lock, snapshot::RunningTotals};
 use crate::kernel::{
@@ -149,6 +149,14 @@ impl Looks {
         CountedBytes { is_upload, bytes, bytes_per_second: rate() }
     }
 
+    /// The port of the initiator of the only connection with these ends.
+    pub(super) fn port_of(&self, ends: &PinholeEnds) -> Option<u16> {
+        match self.0.back()?.with(&ends.key()) {
+            [(port, _)] => Some(*port),
+            _ => None,
+        }
+    }
+
     /// The totals of the transfers of these sessions.
     pub(super) fn totals(&self, running: &[SessionInfo], finder: &RangeFinder) -> RunningTotals {
         let (mut totals, mut counted, mut sums) = (RunningTotals::default(), 0, [(0, 0.0); 2]);
@@ -183,7 +191,7 @@ impl Look {
 #[cfg(test)]
 mod tests {
     use ftp_alg_core::{
-        engine::{PendingTransfer, PinholeEnds, Translation},
+        engine::{PendingTransfer, Translation},
         ftp::AnnouncementKind,
         session::TransferVerb,
     };

@@ -14,7 +14,8 @@ use std::{
 };
 
 use ftp_alg_core::engine::{
-    Closing, Event, Kernel as _, KernelError, OmittedEvents, PinholeEnds, RangeFinder,
+    Closing, Event, Kernel as _, KernelError, OmittedEvents, PinholeEnds, RangeFinder, SessionInfo,
+    Translation,
 };
 
 use super::{
@@ -30,7 +31,7 @@ use super::{
     running_bytes::RunningBytes,
     shard::{Shard, lock},
     snapshot::{FastPathStatus, Findings, Status},
-    transfers::{DataConntrack, Reporter, TimedEvent},
+    transfers::{DataConntrack, Reporter, RunningConnection, TimedEvent},
     worker_progress::WorkerProgress,
 };
 use crate::kernel::{
@@ -340,6 +341,20 @@ impl DataConntrack for SharedState {
 
     fn knows(&self, initiator: SocketAddr, dialled: SocketAddr) -> bool {
         lock(&self.kernel).conntrack.knows(initiator, dialled).unwrap_or(true)
+    }
+
+    fn running(&self) -> Vec<RunningConnection> {
+        let mut sessions = Vec::new();
+        self.with_each(|engine| sessions.extend(engine.sessions.list_running()));
+        let looks = self.running_bytes.looks_at(&sessions);
+        let running = sessions.into_iter().filter_map(|session| {
+            let (_, ends) = session.data_connection?;
+            let port = looks.port_of(&ends)?;
+            let SessionInfo { id, translation, user, .. } = session;
+            let Translation { client, server, .. } = translation;
+            Some((Event { session: id, client, server, user, kind: ends }, port))
+        });
+        running.collect()
     }
 
     fn open_sessions(&self) -> HashSet<u64> {

@@ -225,6 +225,42 @@ fn transfers_over_the_same_ports_have_their_own_bytes() {
     }
 }
 
+/// Without its entry in conntrack nothing of a connection passes the gateway. The daemon is another one since the transfer
+/// began.
+#[test]
+fn a_running_transfer_that_the_kernel_forgets_is_reported() {
+    let mut gateway = gateway(Topology::Masquerade);
+    let server = Server::start(ServerKind::Vsftpd, &gateway.lab.server).unwrap();
+    server.put("long", &vec![b'x'; 50_000_000]).unwrap();
+    let (user, password) = server.login();
+    let url = format!("ftp://{}/pub/long", gateway.lab.server_address(V4));
+    let mut held = Vec::new();
+    for (mode, more) in [("passive", &[][..]), ("active", &["--ftp-port", "-", "--disable-eprt"])] {
+        let mut curl = gateway.lab.client.command("curl");
+        curl.args([
+            "--silent",
+            "--output",
+            "/dev/null",
+            "--limit-rate",
+            "50k",
+            "--max-time",
+            "120",
+        ]);
+        curl.args(["--user", &format!("{user}:{password}"), "--disable-epsv"]).args(more).arg(&url);
+        held.push(gateway.lab.client.start(curl, mode).unwrap());
+    }
+    wait_for("running transfers", || gateway.count("pinholes_used") == 2);
+    assert!(gateway.daemon.stop().unwrap().success());
+    gateway.start_again("");
+    gateway.lab.gateway.run("conntrack", &["-F"]).unwrap().success().unwrap();
+    wait_for("their events", || gateway.events("no-data-connection").len() == 2);
+    for event in gateway.events("no-data-connection") {
+        let reason = event["reason"].as_str().unwrap();
+        assert!(reason.starts_with("the kernel has forgotten the connection of "), "{event}");
+        assert_eq!(event["user"], json!(user), "{event}");
+    }
+}
+
 /// curl connects before it sends the command, so there is no transfer that could say what hangs. The last of these
 /// pinholes expires before anybody would ask.
 #[test]

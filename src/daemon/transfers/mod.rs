@@ -8,7 +8,7 @@ mod totals;
 pub(super) mod xferlog;
 
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     net::{IpAddr, SocketAddr},
     sync::{
         Mutex, MutexGuard,
@@ -20,8 +20,8 @@ use std::{
 
 use ahash::AHashMap;
 use ftp_alg_core::engine::{
-    ClientKey, EndedSession, Event, EventKind, MissingConnection, RangeFinder, Transfer,
-    TransferTracker, Tries,
+    ClientKey, EndedSession, Event, EventKind, MissingConnection, PinholeEnds, RangeFinder,
+    Transfer, TransferTracker, Tries, forgotten_reason,
 };
 use session_bytes::SessionBytes;
 use totals::Totals;
@@ -34,9 +34,9 @@ use crate::kernel::{
 
 /// How often the thread looks for packets of data connections, and for transfers that have ended.
 const INTERVAL: Duration = Duration::from_millis(50);
-/// How often conntrack is asked whether it still has the data connections of encrypted sessions.
+/// How often conntrack is asked whether it still has the data connections of long transfers.
 const LOOK_INTERVAL: Duration = Duration::from_secs(10);
-/// Limit of events that the thread has not taken yet.
+/// Limit of events that the thread has not taken yet, and of long transfers that it follows.
 const MAX_INBOX: usize = 8192;
 /// Limit of events of one client (a /64).
 const SHARE: usize = MAX_INBOX / 4;
@@ -76,6 +76,9 @@ struct Received {
     event: Event,
 }
 
+/// A data connection of a session, and the port of its initiator.
+pub(super) type RunningConnection = (Event<PinholeEnds>, u16);
+
 /// What conntrack knows of a data connection, by its initiator and the destination that the initiator dialled; and what
 /// the engines know.
 pub(super) trait DataConntrack {
@@ -88,6 +91,9 @@ pub(super) trait DataConntrack {
     /// Whether conntrack knows the connection, even if it is over or has no answer.
     fn knows(&self, initiator: SocketAddr, dialled: SocketAddr) -> bool;
 
+    /// The data connections of transfers that have begun and have not ended.
+    fn running(&self) -> Vec<RunningConnection>;
+
     /// The sessions that have not ended.
     fn open_sessions(&self) -> HashSet<u64>;
 }
@@ -99,6 +105,8 @@ struct ThreadState<'a> {
     tries: Tries,
     /// Sessions that have ended, until their last transfers are reported.
     ended_sessions: VecDeque<(SystemTime, Event<EndedSession>)>,
+    /// The data connections of long transfers that go on, one of a session, by its ID.
+    running: HashMap<u64, RunningConnection>,
     passed: accounting::PassedBytes,
     /// When conntrack is asked about these connections next.
     next_look: Instant,
@@ -228,6 +236,7 @@ impl Reporter {
             conntrack,
             tries: Tries::new(finder),
             ended_sessions: VecDeque::new(),
+            running: conntrack.running().into_iter().map(|one| (one.0.session, one)).collect(),
             passed: accounting::PassedBytes::new(Instant::now()),
             next_look: Instant::now(),
             has_loss: false,
@@ -289,9 +298,7 @@ impl Reporter {
                 if std::mem::take(&mut known.has_loss) {
                     log_event!(DATA_LOG_LOSS, "some transfers have no bytes: copies were lost");
                 }
-                // What `conntrack -F` has cut.
-                let knows = |initiator, dialled| conntrack.knows(initiator, dialled);
-                known.tracker.drop_forgotten(now, knows);
+                self.report_forgotten_connections(&mut known, now);
                 lock(&self.session_bytes).limit(|| conntrack.open_sessions());
             }
             known.report_ended_sessions(&mut lock(&self.session_bytes));
@@ -325,6 +332,7 @@ impl Reporter {
             let head = Event { session, client, server, user, kind: () };
             let finished = match kind {
                 EventKind::Transfer(transfer) => {
+                    known.running.remove(&session);
                     known.tracker.end(seen, at, head.map(|()| transfer))
                 }
                 EventKind::PinholeClosed(unused) | EventKind::PinholeExpired(unused) => {
@@ -338,11 +346,20 @@ impl Reporter {
                     })
                 }
                 EventKind::TransferWaiting(transfer) => {
+                    if known.running.len() < MAX_INBOX
+                        && let Some((initiator, _)) =
+                            known.tracker.running_connection(seen, &transfer)
+                        && let Some((_, ends)) = transfer.announcement
+                    {
+                        let running = (head.clone().map(|()| ends), initiator.port());
+                        known.running.insert(session, running);
+                    }
                     let waiting = known.tracker.examine(seen, head.map(|()| transfer));
                     known.reports.extend(waiting.map(|waiting| (at, waiting)));
                     None
                 }
                 EventKind::SessionEnded(ended) => {
+                    known.running.remove(&session);
                     known.ended_sessions.push_back((at, head.map(|()| ended)));
                     None
                 }
@@ -381,6 +398,27 @@ impl Reporter {
             lock(&self.totals).count_missing(&finished, is_active);
         }
         known.reports.push((at, finished));
+    }
+
+    /// Reports the data connections of long transfers that conntrack has forgotten (`conntrack -F`): their packets are
+    /// taken for new ones, so they hang.
+    fn report_forgotten_connections(&self, known: &mut ThreadState<'_>, now: Instant) {
+        let ThreadState { tracker, conntrack, running, .. } = &mut *known;
+        tracker.drop_forgotten(now, |initiator, dialled| conntrack.knows(initiator, dialled));
+        let mut forgotten = Vec::new();
+        running.retain(|_, (event, port)| {
+            let ends = event.kind;
+            let initiator = SocketAddr::new(ends.initiator, *port);
+            if !conntrack.knows(initiator, ends.arrival) {
+                let missing = MissingConnection::new(ends, forgotten_reason(&ends, *port));
+                forgotten.push(event.clone().map(|_| EventKind::NoDataConnection(missing)));
+                return false;
+            }
+            conntrack.is_running(initiator, ends.arrival)
+        });
+        for missing in forgotten {
+            self.report(now, SystemTime::now(), missing, known);
+        }
     }
 }
 

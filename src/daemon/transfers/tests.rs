@@ -8,9 +8,12 @@ use ftp_alg_core::{
 
 use super::*;
 
-/// Knows no data connection, and these open sessions.
+/// Knows no data connection but the `running` ones, which are gone.
 #[derive(Default)]
-struct FakeConntrack(HashSet<u64>);
+struct FakeConntrack {
+    running: Vec<RunningConnection>,
+    open: HashSet<u64>,
+}
 
 impl DataConntrack for FakeConntrack {
     fn counted(&self, _: SocketAddr, _: SocketAddr) -> Option<[CountedPackets; 2]> {
@@ -25,8 +28,12 @@ impl DataConntrack for FakeConntrack {
         false
     }
 
+    fn running(&self) -> Vec<RunningConnection> {
+        self.running.clone()
+    }
+
     fn open_sessions(&self) -> HashSet<u64> {
-        self.0.clone()
+        self.open.clone()
     }
 }
 
@@ -182,7 +189,8 @@ fn a_long_session_keeps_its_bytes_while_many_others_end() {
     let (end, duration) = (SessionEnd::Closed, Duration::ZERO);
     let ended = EndedSession { end, transfers: 1, bytes: None, duration };
     note(&reports, &[event(None, EventKind::SessionEnded(ended))]);
-    let published = reported_with(&reports, &FakeConntrack([17, 66_000].into()));
+    let conntrack = FakeConntrack { open: [17, 66_000].into(), ..FakeConntrack::default() };
+    let published = reported_with(&reports, &conntrack);
     let [Event { kind: EventKind::SessionEnded(ended), .. }] = &published[..] else {
         panic!("{published:?}")
     };
@@ -203,6 +211,19 @@ fn a_session_that_is_encrypted_behind_its_login_has_no_bytes() {
         panic!("{published:?}")
     };
     assert_eq!(ended.bytes, None);
+}
+
+#[test]
+fn a_transfer_of_an_earlier_daemon_that_conntrack_forgets_is_reported() {
+    let reports = Reporter::new(true, []);
+    let (initiator, arrival) = ("10.0.0.7".parse().unwrap(), "198.51.100.9:50069".parse().unwrap());
+    let ends = PinholeEnds { initiator, arrival, target: arrival, source: initiator };
+    let running = (event(Some("bob"), EventKind::Login).map(|_| ends), 40001);
+    let conntrack = FakeConntrack { running: vec![running], ..FakeConntrack::default() };
+    let [event] = &reported_with(&reports, &conntrack)[..] else { panic!() };
+    assert_eq!((event.kind.name(), event.user.as_deref()), ("no-data-connection", Some("bob")));
+    let reason = "the kernel has forgotten the connection of 10.0.0.7:40001 to 198.51.100.9:50069";
+    assert!(event.text().ends_with(reason), "{event}");
 }
 
 #[test]

@@ -166,7 +166,7 @@ event_kinds! {
     #[event("transfer-waiting", Warn, "transfers that wait", "`reason` says who does not answer whom")]
     TransferWaiting(Box<Transfer>),
     /// a data connection got no answer for ten seconds, or till its pinhole was closed, before the command of a transfer, as
-    /// of curl and lftp (if [turned on](#transfers))
+    /// of curl and lftp; or the kernel has forgotten it (if [turned on](#transfers))
     #[event("no-data-connection", Warn, "missing data connections", "`reason` says who does not answer whom")]
     NoDataConnection(MissingConnection),
     /// the server accepted a login

@@ -59,6 +59,7 @@ use table::entry::{Entry, Epoch};
 pub use table::listing::{PinholeInfo, SessionDetails, SessionInfo};
 pub use transfers::{
     DataFlags, DataPacket, PACKETS_WAIT, Transfer, TransferEnd, TransferResult, TransferTracker,
+    forgotten_reason,
 };
 pub use tries::Tries;
 

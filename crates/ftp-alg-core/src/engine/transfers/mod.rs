@@ -6,5 +6,5 @@ mod tracker;
 mod transfer;
 
 pub use data_connections::{DataFlags, DataPacket};
-pub use tracker::{PACKETS_WAIT, TransferTracker};
+pub use tracker::{PACKETS_WAIT, TransferTracker, forgotten_reason};
 pub use transfer::{Transfer, TransferEnd, TransferResult};

@@ -268,7 +268,7 @@ impl<Tag> TransferTracker<Tag> {
 
     /// The data connection of a transfer that has begun and had its end at `ended`, or is pending then, if the sender of the
     /// file has not ended it as far as was seen: its initiator, and what this dialled.
-    fn running_connection(
+    pub fn running_connection(
         &self,
         ended: Instant,
         transfer: &Transfer,
@@ -399,7 +399,7 @@ fn encrypted_transfer(mut connection: DataConnection) -> Option<Event> {
 }
 
 /// Why the data connection between these ends, from this port, hangs.
-fn forgotten_reason(ends: &PinholeEnds, port: u16) -> String {
+pub fn forgotten_reason(ends: &PinholeEnds, port: u16) -> String {
     let (initiator, dialled) = (SocketAddr::new(ends.initiator, port), ends.arrival);
     format!("the kernel has forgotten the connection of {initiator} to {dialled}")
 }
