@@ -189,11 +189,16 @@ impl Checker<'_> {
     fn refuse_without_effect(&self, networks: &[NetworkPolicy], files: &[Spanned<Keys>]) {
         let line = |at: usize| error::line_number(self.text, files[at].span().start);
         for (earlier, later) in shadowed::shadowed(networks) {
-            let message = format!(
-                "never applies, because the [[network]] of line {} has all of its connections: move it before that \
-                 one, or remove it",
-                line(earlier)
-            );
+            let message = match earlier {
+                Some(one) => format!(
+                    "never applies, because the [[network]] of line {} has all of its connections: move it before that \
+                     one, or remove it",
+                    line(one)
+                ),
+                None => "never applies, because the [[network]] tables before it together have all of its connections: \
+                         move it before them, or remove it"
+                    .to_owned(),
+            };
             self.refuse_table("network", &files[later], message);
         }
         for (earlier, later) in shadowed::other_ports(networks) {

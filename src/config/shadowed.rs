@@ -1,16 +1,31 @@
-//! Finds `[[network]]` tables that never apply, because an earlier one has all of their connections, and those that
-//! contradict earlier ones.
+//! Finds `[[network]]` tables that never apply, because earlier ones have all of their connections, and those that contradict
+//! earlier ones.
+//!
+//! Which networks an address is in changes only at the first address of a network, and behind its last one. So a table's
+//! connections between such addresses stand for all of them.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    collections::BTreeSet,
+    iter,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    slice,
+};
 
 use ftp_alg_core::policy::NetworkPolicy;
 use ipnetwork::IpNetwork;
 
-/// The indices of each such table and of the first earlier one that has all of its connections: `(earlier, later)`.
-pub(super) fn shadowed(networks: &[NetworkPolicy]) -> Vec<(usize, usize)> {
+/// The first address of each family.
+const FIRST: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
+/// Limit of the connections that are looked at. A table with more counts as one that applies.
+const MAX_CONNECTIONS: usize = 5000;
+
+/// The indices of each such table and of the first earlier one that has all of its connections, if one alone has:
+/// `(earlier, later)`.
+pub(super) fn shadowed(networks: &[NetworkPolicy]) -> Vec<(Option<usize>, usize)> {
     let with_earlier = |(later, network): (usize, &NetworkPolicy)| {
-        let earlier = networks[..later].iter().position(|earlier| covers(earlier, network))?;
-        Some((earlier, later))
+        let before = &networks[..later];
+        let one = before.iter().position(|earlier| covers(slice::from_ref(earlier), network));
+        (one.is_some() || covers(before, network)).then_some((one, later))
     };
     networks.iter().enumerate().filter_map(with_earlier).collect()
 }
@@ -44,37 +59,50 @@ fn overlap(one: &[IpNetwork], other: &[IpNetwork]) -> bool {
 
 /// Whether two sides have addresses of one family.
 fn of_one_family(one: &[IpNetwork], other: &[IpNetwork]) -> bool {
-    [false, true].into_iter().any(|v6| has_family(one, v6) && has_family(other, v6))
-}
-
-fn has_family(side: &[IpNetwork], v6: bool) -> bool {
-    side.is_empty() || side.iter().any(|network| network.is_ipv6() == v6)
-}
-
-/// Whether `earlier` has all connections of `later`, which has at least one. Both ends of a connection are of one
-/// family.
-fn covers(earlier: &NetworkPolicy, later: &NetworkPolicy) -> bool {
-    let has = |v6: &bool| has_family(&later.clients, *v6) && has_family(&later.servers, *v6);
-    let is_covered = |v6: bool| {
-        contains(&earlier.clients, &later.clients, v6)
-            && contains(&earlier.servers, &later.servers, v6)
+    let is_of = |side: &[IpNetwork], v6: bool| {
+        side.is_empty() || side.iter().any(|network| network.is_ipv6() == v6)
     };
-    let mut families = [false, true].into_iter().filter(has).peekable();
-    families.peek().is_some() && families.all(is_covered)
+    [false, true].into_iter().any(|v6| is_of(one, v6) && is_of(other, v6))
 }
 
-/// Whether each network of `inner`, as far as it is of this family, is within one of `outer`.
-fn contains(outer: &[IpNetwork], inner: &[IpNetwork], v6: bool) -> bool {
-    let first = if v6 { Ipv6Addr::UNSPECIFIED.into() } else { IpAddr::V4(Ipv4Addr::UNSPECIFIED) };
-    let is_within = |network: &IpNetwork| {
-        let holds =
-            |one: &IpNetwork| one.prefix() <= network.prefix() && one.contains(network.network());
-        network.is_ipv6() != v6 || outer.is_empty() || outer.iter().any(holds)
+/// Whether the tables `earlier` have all connections of `later`, which has at least one. Both ends of a connection are
+/// of one family.
+fn covers(earlier: &[NetworkPolicy], later: &NetworkPolicy) -> bool {
+    let connections = FIRST.into_iter().flat_map(|first| {
+        let clients = edges(&later.clients, earlier.iter().flat_map(|one| &one.clients), first);
+        let servers = edges(&later.servers, earlier.iter().flat_map(|one| &one.servers), first);
+        let with_servers = move |client| servers.clone().into_iter().map(move |to| (client, to));
+        clients.into_iter().flat_map(with_servers)
+    });
+    let is_held = |(client, server): (IpAddr, IpAddr)| {
+        earlier.iter().any(|one| holds(&one.clients, client) && holds(&one.servers, server))
     };
-    match inner {
-        [] => IpNetwork::new(first, 0).is_ok_and(|any| is_within(&any)),
-        inner => inner.iter().all(is_within),
-    }
+    let mut connections = connections.peekable();
+    connections.peek().is_some()
+        && connections.by_ref().take(MAX_CONNECTIONS).all(is_held)
+        && connections.next().is_none()
+}
+
+/// The addresses of a side, in the family of `first`, at which a network of `side` or of `others` begins, or behind
+/// which one ends.
+fn edges<'a>(
+    side: &'a [IpNetwork],
+    others: impl Iterator<Item = &'a IpNetwork>,
+    first: IpAddr,
+) -> BTreeSet<IpAddr> {
+    let edges = side.iter().chain(others).flat_map(|network| {
+        iter::once(network.network()).chain(address_after(network.broadcast()))
+    });
+    let is_inside =
+        |address: &IpAddr| address.is_ipv4() == first.is_ipv4() && holds(side, *address);
+    edges.chain([first]).filter(is_inside).collect()
+}
+
+fn address_after(address: IpAddr) -> Option<IpAddr> {
+    Some(match address {
+        IpAddr::V4(v4) => Ipv4Addr::from_bits(v4.to_bits().checked_add(1)?).into(),
+        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits().checked_add(1)?).into(),
+    })
 }
 
 /// Whether `address` is in one of `side`. An empty `side` is any network.

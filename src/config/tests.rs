@@ -413,7 +413,7 @@ fn keys_that_need_a_restart_are_reported() {
     assert_eq!(merged.pinhole.timeout, Duration::from_secs(5));
 }
 
-/// The tables that never apply, counted from 1, each with the earlier one that its problem names. A table
+/// The tables that never apply, counted from 1, each with the earlier one that its problem names; 0 means several. A table
 /// is written as `clients > servers`, where `*` is any.
 fn shadowed(tables: &str) -> Vec<(usize, usize)> {
     let key = |name: &str, networks: &str| match networks.trim() {
@@ -428,8 +428,9 @@ fn shadowed(tables: &str) -> Vec<(usize, usize)> {
     let number = |line: &str| line.parse::<usize>().unwrap().div_ceil(3);
     let place = |problem: &str| {
         let later = problem.strip_prefix(&format!("{FILE}:")).unwrap().split(':').next().unwrap();
-        let (_, rest) = problem.split_once("because the [[network]] of line ").unwrap();
-        (number(later), number(rest.split(' ').next().unwrap()))
+        let (_, rest) = problem.split_once("never applies, because the [[network]] ").unwrap();
+        let earlier = rest.strip_prefix("of line ").map(|rest| rest.split(' ').next().unwrap());
+        (number(later), earlier.map_or(0, number))
     };
     match parse(&text) {
         Ok(_) => Vec::new(),
@@ -501,13 +502,26 @@ fn a_network_behind_those_that_have_all_of_its_connections_is_refused() {
         // It has no connections at all.
         ("::/0 > * | 10.0.0.1 > 2001:db8::7", &[]),
         ("* > ::/0 | * > 0.0.0.0/0 | 10.0.0.1 > * | 2001:db8::1 > *", &[(3, 2), (4, 1)]),
-        // Two together are not looked at.
-        ("10.0.0.0/9 > * | 10.128.0.0/9 > * | 10.0.0.0/8 > *", &[]),
+        // Several together.
+        ("10.0.0.0/9 > * | 10.128.0.0/9 > * | 10.0.0.0/8 > *", &[(3, 0)]),
+        ("10.0.0.0/9 > * | 10.128.0.0/10 > * | 10.0.0.0/8 > *", &[]),
+        ("10.0.0.1 > * | * > 10.0.0.2 | 10.0.0.1 10.0.0.3 > *", &[]),
+        (
+            "10.0.0.0/31 > 192.0.2.0/25 | * > 192.0.2.128/25 | 10.0.0.0 10.0.0.1 > 192.0.2.0/24",
+            &[(3, 0)],
+        ),
+        ("0.0.0.0/0 > * | ::/1 > * | 8000::/1 > * | * > 192.0.2.7 2001:db8::7", &[(4, 0)]),
+        ("::/1 > * | 8000::/1 > * | * > 192.0.2.7 2001:db8::7", &[]),
     ] {
         assert_eq!(shadowed(tables), expected, "{tables}");
     }
     let same = "[[network]]\nclients = \"::/0\"\n";
     assert!(parse(&format!("{same}{same}min-data-port = 5")).is_err(), "whatever its policy is");
+    // It ends, whatever the tables are.
+    let many =
+        (0..5).flat_map(|one| (0..200).map(move |n| format!("10.{one}.{n}.0/25 > 11.{n}.0.0/16")));
+    let tables: Vec<_> = many.chain(["10.0.0.0/8 > *".to_owned()]).collect();
+    assert_eq!(shadowed(&tables.join("|")), []);
 }
 
 #[test]
