@@ -257,11 +257,10 @@ fn lines_are_read_although_downtime_was_recorded_before() {
     let script = format!(
         "{PASV_OPENED}> RETR a < 150 x < 226 y {PORT_OPENED}< 200 x > RETR b < 150 x < 226 y"
     );
-    let starts: Vec<_> = script.match_indices(['<', '>']).map(|(at, _)| at).collect();
-    for before in 0..starts.len() {
+    for (before, (start, _)) in script.match_indices(['<', '>']).enumerate() {
         for is_killed in [false, true] {
             let mut ends = Ends::handed_over();
-            let (first, rest) = script.split_at(starts[before]);
+            let (first, rest) = script.split_at(start);
             ends.inspected(1, first);
             ends.sim.engine().note_downtime();
             if is_killed {

@@ -37,9 +37,9 @@ impl Ends {
             let from = if message.from_client { Client } else { Server };
             let [client, server] = self.sim.daemon.interfaces;
             let own = if message.from_client { [client, server] } else { [server, client] };
-            let ways = message.options.iter().filter_map(|option| option.split_once('-'));
-            let way = ways.map(|(input, output)| [input, output].map(|one| one.parse().unwrap()));
-            let [input, output] = way.last().unwrap_or(own);
+            let way = message.options.iter().find_map(|option| option.split_once('-'));
+            let way = way.map(|(input, output)| [input, output].map(|one| one.parse().unwrap()));
+            let [input, output] = way.unwrap_or(own);
             let packet = self.packet(from, 0, 0, message.text.as_bytes());
             let meta = PacketMeta { input, output, ..PacketMeta::FORWARDED };
             let (outcome, passed) = self.sim.decided(self.sim.clock(), &packet, meta);
