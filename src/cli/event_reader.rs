@@ -53,11 +53,6 @@ pub(super) fn fields_of(event: &RawValue) -> Value {
     serde_json::from_str(event.get()).unwrap_or_default()
 }
 
-/// A field of an event that is text; empty if it is not there.
-pub(super) fn text_of<'a>(event: &'a Value, field: &str) -> &'a str {
-    event[field].as_str().unwrap_or_default()
-}
-
 /// What the text of an event says, without its session and its ends, as in `#17 10.0.0.7:35394 -> 198.51.100.9:21: ...`.
 pub(super) fn said(text: &str) -> &str {
     text.strip_prefix('#').and_then(|rest| rest.split_once(": ")).map_or(text, |(_, said)| said)

@@ -1,15 +1,14 @@
 //! What is known of the daemon: the rows of all panels, its rates and its health.
 
 use jiff::Timestamp;
-
 use serde_json::Value;
 
 use super::{
     look::Look,
-    rows::{self, Row, id_of},
+    rows::{self, Row, id_of, text_of},
 };
 use crate::{
-    cli::{event_reader::text_of, status, table},
+    cli::{status, table},
     config::escaped,
     daemon::{
         counted::counted,

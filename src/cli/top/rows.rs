@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::{
     cli::{
         columns::{Cell, Column, Cut, Shape},
-        event_reader::{said, text_of},
+        event_reader::said,
         listings::sessions::COLUMNS,
     },
     config::escaped,
@@ -161,6 +161,11 @@ impl Row {
         let mut texts = searched.map(|(_, cell)| &cell.text).chain(external.map(|(_, end)| end));
         text.is_empty() || texts.any(|one| one.to_lowercase().contains(text))
     }
+}
+
+/// A field of an event that is text; empty if it is not there.
+pub(super) fn text_of<'a>(event: &'a Value, field: &str) -> &'a str {
+    event[field].as_str().unwrap_or_default()
 }
 
 /// The number of an event.
