@@ -160,3 +160,15 @@ fn blanks_preserve_the_length_of_a_rewritten_227() {
         assert_eq!(edited(Padding::None), bare, "{said}");
     }
 }
+
+#[test]
+fn a_padded_port_fills_its_room_and_no_more() {
+    for [high, low] in [[0, 9], [9, 0], [9, 99], [99, 9], [255, 7], [7, 255], [255, 255]] {
+        let shortest = digits(high) + 1 + digits(low);
+        for room in 0..=9 {
+            let text = host_port([1, 1, 1, 1, high, low], room, MAX_WIDTH);
+            let port = str::from_utf8(&text).unwrap().splitn(5, ',').last().unwrap();
+            assert_eq!(port.len(), shortest.max(room), "{port} in {room}");
+        }
+    }
+}
