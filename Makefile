@@ -123,7 +123,7 @@ test-first-transfer: provision deb
 # SHARD=1/20 takes each twentieth: an hour.
 mutants: provision rust
 	PATH=$$(dirname $$(packaging/tool cargo-nextest $(CARGO_NEXTEST) or-newer)):$$PATH \
-	    $$(packaging/tool cargo-mutants $(CARGO_MUTANTS) or-newer) mutants --config .config/mutants.toml \
+	    $$(packaging/tool cargo-mutants $(CARGO_MUTANTS)) mutants --config .config/mutants.toml \
 	    -p ftp-alg-core --timeout 120 -o $(TARGET) $(if $(SHARD),--sharding round-robin --shard $(SHARD))
 
 fuzz: provision rust
