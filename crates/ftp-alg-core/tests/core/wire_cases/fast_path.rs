@@ -263,6 +263,7 @@ fn lines_are_read_although_downtime_was_recorded_before() {
             let (first, rest) = script.split_at(start);
             ends.inspected(1, first);
             ends.sim.engine().note_downtime();
+            assert_eq!(on_fast_path(&mut ends.sim), 0, "{before}");
             if is_killed {
                 ends.sim.kill_alone();
             }
