@@ -394,8 +394,8 @@ impl Journal {
     pub(super) fn maintain(&mut self, engine: &mut Engine) -> Result<(), String> {
         let own = self.file.as_ref().and_then(|file| file.metadata().ok());
         let there = fs::metadata(&self.path).ok();
-        let is_installed = own.zip(there).is_some_and(|(own, there)| own.ino() == there.ino());
-        let written = match is_installed {
+        let is_in_place = own.zip(there).is_some_and(|(own, there)| own.ino() == there.ino());
+        let written = match is_in_place {
             true if !self.needs_checkpoint() => Ok(()),
             // If the checkpoint fails, the present file is still valid.
             true => {

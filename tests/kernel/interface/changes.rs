@@ -22,13 +22,13 @@ use super::lab::*;
 const LIFETIME: Duration = Duration::from_secs(600);
 
 /// A gateway whose table has its own rules alone.
-pub struct InstalledIn {
+pub struct Place {
     pub lab: Lab,
     _table: Table,
     outcomes: Vec<Result<(), KernelError>>,
 }
 
-impl InstalledIn {
+impl Place {
     pub fn new() -> Self {
         Self::with(&RuleParameters::default())
     }
@@ -131,7 +131,7 @@ fn translated(number: u16) -> PinholeEnds {
 
 #[test]
 fn one_pinhole_opens_and_many_close_in_one_transaction() {
-    let mut place = InstalledIn::new();
+    let mut place = Place::new();
     for mut writer in place.writers() {
         let mut holes: Vec<_> = (0..30).map(translated).collect();
         holes.extend((0..10).map(|number| pinhole(CLIENT6, at(SERVER6, 4000 + number))));
@@ -158,7 +158,7 @@ fn one_pinhole_opens_and_many_close_in_one_transaction() {
 
 #[test]
 fn refused_openings_do_not_hinder_the_others() {
-    let mut place = InstalledIn::new();
+    let mut place = Place::new();
     for mut writer in place.writers() {
         let holes: Vec<_> = (0..20).map(translated).collect();
         assert_eq!(place.change(&mut writer, &[], &holes[7..8]), 1);
@@ -181,7 +181,7 @@ fn refused_openings_do_not_hinder_the_others() {
 
 #[test]
 fn what_earlier_pinholes_left_is_replaced_in_the_same_transaction() {
-    let mut place = InstalledIn::new();
+    let mut place = Place::new();
     let [mut this, mut older] = place.writers();
     for round in 0..6 {
         let holes: Vec<_> = (0..10)
@@ -202,7 +202,7 @@ fn what_earlier_pinholes_left_is_replaced_in_the_same_transaction() {
 
 #[test]
 fn leftovers_of_a_used_pinhole_are_replaced() {
-    let place = InstalledIn::new();
+    let place = Place::new();
     place.lab.drop_by_default();
     // Neither wrote the leftovers of the other, and one knows only what Linux 6.1 does.
     let mut writers = place.lab.on_gateway(|| {
@@ -246,7 +246,7 @@ fn leftovers_of_a_used_pinhole_are_replaced() {
 
 #[test]
 fn a_full_set_refuses_what_has_no_room() {
-    let mut place = InstalledIn::new();
+    let mut place = Place::new();
     let [mut this, mut older] = place.writers();
     let hole = |number: u32| {
         let initiator = std::net::Ipv4Addr::from(0x0a80_0000 + number).to_string();
@@ -271,7 +271,7 @@ fn a_full_set_refuses_what_has_no_room() {
 
 #[test]
 fn without_the_table_nothing_is_to_be_closed() {
-    let mut place = InstalledIn::new();
+    let mut place = Place::new();
     place.lab.gateway_sh("nft delete table inet ftp_alg");
     for mut writer in place.writers() {
         let holes: Vec<_> = (0..3).map(translated).collect();
@@ -287,7 +287,7 @@ fn without_the_table_nothing_is_to_be_closed() {
 
 #[test]
 fn a_port_in_use_is_refused_among_others() {
-    let place = InstalledIn::new();
+    let place = Place::new();
     let mut kernel = place
         .lab
         .on_gateway(|| LinuxKernel::new(&RuleParameters::default(), &Commits::default()).unwrap());
@@ -314,7 +314,7 @@ fn a_data_connection_inherits_the_operators_bits_of_the_ct_mark() {
         (CtMarkUse::Compared, OPERATORS, OPERATORS),
         (CtMarkUse::Restored, 0, 0),
     ] {
-        let mut place = InstalledIn::with(&RuleParameters::default().with_ct_mark_use(ct_mark_use));
+        let mut place = Place::with(&RuleParameters::default().with_ct_mark_use(ct_mark_use));
         let ends = [(CLIENT, SERVER), (CLIENT6, SERVER6)];
         for (number, mut writer) in (0..).zip(place.writers()) {
             for (from, to) in ends {
@@ -352,7 +352,7 @@ fn a_data_connection_inherits_the_operators_bits_of_the_ct_mark() {
 
 #[test]
 fn an_accepted_syn_may_not_be_repeated() {
-    let mut place = InstalledIn::new();
+    let mut place = Place::new();
     place.lab.masquerade();
     place.lab.drop_by_default();
     let [mut writer, _] = place.writers();
@@ -381,7 +381,7 @@ fn an_accepted_syn_may_not_be_repeated() {
 
 #[test]
 fn a_renewed_pinhole_stays_open_and_a_consumed_one_stays_closed() {
-    let place = InstalledIn::new();
+    let place = Place::new();
     place.lab.masquerade();
     place.lab.drop_by_default();
     for (port, mut writer) in (4000..).zip(place.writers()) {
@@ -404,7 +404,7 @@ fn a_renewed_pinhole_stays_open_and_a_consumed_one_stays_closed() {
 /// A server with one passive port names it again. The connection before stays in conntrack for minutes.
 #[test]
 fn a_connection_that_is_over_consumes_no_new_pinhole() {
-    let mut place = InstalledIn::new();
+    let mut place = Place::new();
     let [mut writer, _] = place.writers();
     let parameters = RuleParameters::default();
     place.lab.drop_by_default();

@@ -12,7 +12,7 @@ use ftp_alg_lab::wait_for;
 use socket2::{Domain, SockRef, Socket, Type};
 
 use super::{
-    changes::InstalledIn,
+    changes::Place,
     lab::*,
     packets::{PacketAction, serve},
 };
@@ -23,7 +23,7 @@ const OPERATORS_QUEUE: u16 = 7;
 /// The operator's program holds the SYNs until all have arrived.
 #[test]
 fn syns_that_are_held_together_share_no_pinhole() {
-    let mut place = InstalledIn::new();
+    let mut place = Place::new();
     for program in ["iptables", "ip6tables"] {
         let queue = format!("NFQUEUE --queue-num {OPERATORS_QUEUE}");
         place.lab.gateway_sh(&format!("{program} -t mangle -I FORWARD -p tcp --syn -j {queue}"));
@@ -83,7 +83,7 @@ fn a_syn_that_is_dropped_consumes_no_pinhole() {
         (CtMarkUse::None, "prerouting priority 1", false),
         (CtMarkUse::None, "input priority 1", true),
     ] {
-        let mut place = InstalledIn::with(&RuleParameters::default().with_ct_mark_use(ct_mark_use));
+        let mut place = Place::with(&RuleParameters::default().with_ct_mark_use(ct_mark_use));
         place.lab.drop_by_default();
         place.lab.gateway_sh(&format!(
             "nft 'table inet operator {{ chain lose {{ type filter hook {hook}; \
@@ -116,7 +116,7 @@ fn a_syn_that_is_dropped_consumes_no_pinhole() {
 /// As a rule for several uplinks does that saves the whole packet mark.
 #[test]
 fn a_connection_that_lost_its_ct_mark_consumes_its_pinhole() {
-    let mut place = InstalledIn::new();
+    let mut place = Place::new();
     place.lab.drop_by_default();
     place.lab.gateway_sh(
         "nft 'table inet operator { chain save { type filter hook postrouting priority mangle; \
@@ -140,7 +140,7 @@ fn a_connection_that_lost_its_ct_mark_consumes_its_pinhole() {
 #[test]
 fn a_mark_that_is_set_again_is_set_on_no_other_connection() {
     let learned = Learned { overwrites_data_mark: true, ..Learned::default() };
-    let mut place = InstalledIn::with(&RuleParameters::default().with_learned(learned));
+    let mut place = Place::with(&RuleParameters::default().with_learned(learned));
     place.lab.drop_by_default();
     place.lab.gateway_sh(
         "nft 'table inet operator { \

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use ftp_alg_core::engine::{OpenRange, Translation};
 
-use super::{changes::InstalledIn, lab::*};
+use super::{changes::Place, lab::*};
 
 /// The range of a session of `client` with the server at `own`, which it reaches as `dialled`.
 fn range(client: &str, dialled: SocketAddr, own: SocketAddr, first_port: u16) -> OpenRange {
@@ -16,7 +16,7 @@ fn range(client: &str, dialled: SocketAddr, own: SocketAddr, first_port: u16) ->
 /// The gateway has a server of its own, and publishes another one at another port of the same address.
 #[test]
 fn a_session_opens_no_port_of_another_server_at_its_address() {
-    let place = InstalledIn::new();
+    let place = Place::new();
     place.lab.gateway_sh(
         "nft 'table inet filter { chain input { \
             type filter hook input priority 0; policy drop; \
@@ -54,7 +54,7 @@ fn a_session_opens_no_port_of_another_server_at_its_address() {
 /// A client inside reaches the server by its own address, and by the external one (hairpin NAT).
 #[test]
 fn a_session_keeps_its_source_translation_at_the_end_of_another_one() {
-    let place = InstalledIn::new();
+    let place = Place::new();
     place.lab.drop_by_default();
     for (client, external, server) in [(CLIENT, EXTERNAL, SERVER), (CLIENT6, EXTERNAL6, SERVER6)] {
         let host = &place.lab.client;

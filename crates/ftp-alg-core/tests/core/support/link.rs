@@ -42,7 +42,7 @@ impl Default for Link {
 
 /// Where a packet is to arrive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum InstalledIn {
+pub enum Place {
     Gateway,
     End,
 }
@@ -63,7 +63,7 @@ pub enum Origin {
 pub struct Flight {
     /// The end it comes from, or pretends to.
     pub from: Side,
-    pub to: InstalledIn,
+    pub to: Place,
     pub origin: Origin,
     pub bytes: Vec<u8>,
 }

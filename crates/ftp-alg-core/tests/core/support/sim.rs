@@ -21,7 +21,7 @@ use ftp_alg_core::{
 use super::{
     Rng,
     crash::Crashes,
-    link::{Air, Flight, InstalledIn, Origin},
+    link::{Air, Flight, Origin, Place},
     off_path::OffPathAttacker,
     recorder::{Life, Recorder},
     scenario::Scenario,
@@ -405,7 +405,7 @@ impl Sim {
             self.work();
         } else if self.air.next_time().is_some_and(|at| at <= self.now) {
             match self.air.land() {
-                Some(flight) if flight.to == InstalledIn::Gateway => self.at_gateway(flight),
+                Some(flight) if flight.to == Place::Gateway => self.at_gateway(flight),
                 Some(flight) => self.at_end(&flight),
                 None => {}
             }
@@ -512,10 +512,10 @@ impl Sim {
         let bytes = self.packet(from, segment);
         if let Some((from, bytes)) = self.outsider.follow(from, &bytes, &self.client, &self.server)
         {
-            let flight = Flight { from, to: InstalledIn::Gateway, origin: Origin::Stray, bytes };
+            let flight = Flight { from, to: Place::Gateway, origin: Origin::Stray, bytes };
             self.air.send(flight, self.now);
         }
-        let flight = Flight { from, to: InstalledIn::Gateway, origin: Origin::Genuine, bytes };
+        let flight = Flight { from, to: Place::Gateway, origin: Origin::Genuine, bytes };
         self.air.send(flight, self.now);
     }
 

@@ -15,7 +15,7 @@ use ftp_alg_core::{
 use super::{
     super::{
         crash::Fate,
-        link::{Flight, InstalledIn, Origin},
+        link::{Flight, Origin, Place},
         segment::{Fault, Segment},
         selection::{Mark, Way},
     },
@@ -58,7 +58,7 @@ impl Sim {
     }
 
     fn forward(&mut self, from: Side, origin: Origin, bytes: Vec<u8>) {
-        self.air.send(Flight { from, to: InstalledIn::End, origin, bytes }, self.now);
+        self.air.send(Flight { from, to: Place::End, origin, bytes }, self.now);
     }
 
     /// What the rules make of a packet, `None` if it is dropped before it comes to them.
@@ -387,8 +387,7 @@ impl Sim {
         assert_eq!((source, destination), expected, "what the addressee knows");
         assert!(segment.has(flags::ACK) && !segment.has(flags::SYN) && !segment.has(flags::RST));
         self.trace("injected", to.peer(), &bytes);
-        let flight =
-            Flight { from: to.peer(), to: InstalledIn::End, origin: Origin::Genuine, bytes };
+        let flight = Flight { from: to.peer(), to: Place::End, origin: Origin::Genuine, bytes };
         self.air.send(flight, self.now);
     }
 
