@@ -253,8 +253,8 @@ impl Kernel for LinuxKernel {
         self.close_in_rules(&closed)
     }
 
-    fn renew(&mut self, opening: &Opening, place: InstalledIn) -> Result<bool, KernelError> {
-        match (place, &mut self.backend, &self.offload) {
+    fn renew(&mut self, opening: &Opening, installed_in: InstalledIn) -> Result<bool, KernelError> {
+        match (installed_in, &mut self.backend, &self.offload) {
             (InstalledIn::Program(id), _, Some(offload)) => Ok(offload.renew_pinhole(opening, id)),
             (InstalledIn::Program(_), _, None) => Ok(false),
             (InstalledIn::Rules, RunningBackend::Nftables(pinholes), offload) => {

@@ -32,7 +32,7 @@ pub struct Decision {
 impl Decision {
     /// The reason of a 227 or 229 that passes because it names no endpoint.
     pub(super) const NAMES_NO_ENDPOINT: &str = "the reply names no endpoint";
-    /// The words of [`action`](Self::action_name).
+    /// The words of [`action_name`](Self::action_name).
     pub const ACTIONS: [&str; 4] = ["open", "rewrite", "refuse", "ignore"];
 
     /// What was done, in one word.

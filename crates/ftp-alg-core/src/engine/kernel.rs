@@ -92,7 +92,7 @@ impl Opening {
     }
 }
 
-/// Who has a pinhole.
+/// Who has a pinhole in the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InstalledIn {
     /// The rules.
@@ -188,7 +188,11 @@ pub trait Kernel {
     }
 
     /// Renews a pinhole that is still open and not consumed, for its lifetime from now. Returns whether it is open.
-    fn renew(&mut self, _opening: &Opening, _place: InstalledIn) -> Result<bool, KernelError> {
+    fn renew(
+        &mut self,
+        _opening: &Opening,
+        _installed_in: InstalledIn,
+    ) -> Result<bool, KernelError> {
         Ok(true)
     }
 

@@ -1,4 +1,4 @@
-//! The state of the FTP dialogue on one control connection, and the meaning of each line on it.
+//! The state of the FTP dialogue on one control connection, and how each line changes it.
 //!
 //! Replies come in the order of their commands (RFC 959 section 5.4), so pending commands are stored in order. Servers
 //! are not strict about it: `ABOR` has one or two replies, and the reply to `STAT` comes early. Replies whose code
@@ -39,7 +39,7 @@ use crate::ftp::{Command, LineEnd, Padding, Reply, ReplyTracker, Text, Verb};
 /// With more pending commands than this, the client does not wait for replies.
 const MAX_PENDING: u32 = 16;
 
-/// The meaning of a client's line.
+/// What a client's line asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CommandMeaning {
     /// Nothing that concerns a gateway.
@@ -50,7 +50,7 @@ pub enum CommandMeaning {
     Auth,
 }
 
-/// The meaning of a server's reply.
+/// What a server's reply leads to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReplyMeaning {
     /// Nothing that concerns a gateway.
@@ -1155,7 +1155,7 @@ fn may_answer(reply: Reply, kind: PendingKind, before_transfers: bool) -> bool {
 }
 
 /// Limit of runs of one kind. Beyond it the kinds of the oldest commands are forgotten, but not their number. Replies
-/// still match their commands, and replies to forgotten commands have no meaning.
+/// still match their commands, and replies to forgotten commands change nothing.
 const MAX_RUNS: usize = 32;
 
 /// A number of consecutive commands of one kind.

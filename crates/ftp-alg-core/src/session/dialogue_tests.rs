@@ -12,7 +12,7 @@ fn answered(dialogue: &mut Dialogue, line: &str) -> ReplyMeaning {
     dialogue.read_reply_line(&Text::new(line.as_bytes()))
 }
 
-/// Reads the lines of a script, and records what they are. Returns the meaning of the last reply.
+/// Reads the lines of a script, and notes what they are. Returns the meaning of the last reply.
 fn read(dialogue: &mut Dialogue, script: &str) -> ReplyMeaning {
     let mut meaning = ReplyMeaning::Nothing;
     for Message { from_client, text, .. } in messages(script) {

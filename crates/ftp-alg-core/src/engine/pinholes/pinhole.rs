@@ -232,7 +232,7 @@ impl Pinhole {
         self.has_started && self.counts()
     }
 
-    /// Whether the kernel still has it in its installed_in, or may have.
+    /// Whether the kernel may still have the pinhole where it was installed.
     pub(super) fn is_installed(&self) -> bool {
         !self.is_consumed
     }

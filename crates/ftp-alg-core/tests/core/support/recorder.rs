@@ -244,7 +244,7 @@ impl Kernel for Recorder {
         closings.iter().try_for_each(|closing| self.remove(closing))
     }
 
-    fn renew(&mut self, opening: &Opening, place: InstalledIn) -> Result<bool, KernelError> {
+    fn renew(&mut self, opening: &Opening, installed_in: InstalledIn) -> Result<bool, KernelError> {
         if !self.life.call() {
             return Ok(true);
         }
@@ -253,7 +253,7 @@ impl Kernel for Recorder {
         self.renewals += 1;
         let Opening { ends, lifetime, .. } = opening;
         let deadline = self.now + *lifetime;
-        Ok(match place {
+        Ok(match installed_in {
             InstalledIn::Program(id) => self.program.renew_pinhole(ends, id, deadline),
             InstalledIn::Rules => match self.open.iter_mut().find(|(open, _)| open == ends) {
                 Some((_, until)) => {

@@ -103,7 +103,7 @@ fn a_flood_of_spoofed_syn_acks_causes_few_kernel_requests() {
 }
 
 #[test]
-fn queue_mode_all_ends_although_a_gap_never_closes() {
+fn queueing_every_packet_ends_although_a_gap_never_closes() {
     everywhere(|scenario| {
         for side in [Client, Server] {
             let mut sim = Sim::logged_in(scenario.clone());
