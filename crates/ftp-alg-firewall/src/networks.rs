@@ -31,7 +31,7 @@ pub struct Links {
     /// All interfaces, whatever their state.
     pub existing: BTreeSet<String>,
     /// This machine's addresses at each interface, with the lengths of their prefixes.
-    pub networks: BTreeMap<String, Vec<IpNetwork>>,
+    networks: BTreeMap<String, Vec<IpNetwork>>,
     /// The interfaces with hosts of other networks: this machine answers for them (proxy ARP).
     pub proxies: BTreeSet<String>,
     /// The interfaces that a default route leads to.
@@ -39,6 +39,11 @@ pub struct Links {
 }
 
 impl Links {
+    /// Adds the network at an interface: an address of this machine there, and the length of its prefix.
+    pub fn add(&mut self, interface: &str, network: IpNetwork) {
+        self.networks.entry(interface.to_owned()).or_default().push(network);
+    }
+
     /// Whether the network at an interface is certainly an inner one: private, and not the way to the internet.
     pub fn is_inner(&self, interface: &str) -> bool {
         let own = self.networks.get(interface).into_iter().flatten();
@@ -73,10 +78,6 @@ impl Links {
     pub(crate) fn between(interfaces: &[&str]) -> Self {
         let interfaces = interfaces.iter().map(|one| (*one).to_owned()).collect();
         Self { interfaces, ..Self::default() }
-    }
-
-    pub(crate) fn add(&mut self, interface: &str, network: IpNetwork) {
-        self.networks.entry(interface.to_owned()).or_default().push(network);
     }
 }
 

@@ -40,7 +40,7 @@ pub fn links() -> Links {
         }
         let network = one.address.and_then(ip).zip(one.netmask.and_then(ip));
         if let Some(Ok(network)) = network.map(|(ip, mask)| IpNetwork::with_netmask(ip, mask)) {
-            links.networks.entry(one.interface_name.clone()).or_default().push(network);
+            links.add(&one.interface_name, network);
         }
         let name = &one.interface_name;
         let settings =
