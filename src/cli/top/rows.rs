@@ -90,9 +90,7 @@ pub(super) const TRANSFERS: &[Column<Value>] = &[
 
 pub(super) const FAILURES: &[Column<Value>] = &[
     UTC,
-    Column::new("ID", |event: &Value| Cell::count(event["session"].as_u64().unwrap_or_default()))
-        .right()
-        .usual(3),
+    Column::new("ID", |event: &Value| Cell::count(session_of(event))).right().usual(3),
     OF_CLIENT,
     OF_USER,
     Column::new("WHAT AND WHY", |event: &Value| Cell::text(&what(event)))
@@ -142,7 +140,7 @@ impl Row {
         Self::new(id_of(event), TRANSFERS, event).with([
             ("EXACT BYTES", exact.unwrap_or_else(|| "not known".to_owned())),
             ("DIRECTION", escaped(text_of(event, "direction"))),
-            ("SESSION", event["session"].to_string()),
+            ("SESSION", session_of(event).to_string()),
             ("TIME", escaped(text_of(event, "time"))),
         ])
     }
@@ -171,6 +169,11 @@ pub(super) fn text_of<'a>(event: &'a Value, field: &str) -> &'a str {
 /// The number of an event.
 pub(super) fn id_of(event: &Value) -> u64 {
     event["id"].as_u64().unwrap_or_default()
+}
+
+/// The number of an event's session; 0 if it has none.
+fn session_of(event: &Value) -> u64 {
+    event["session"].as_u64().unwrap_or_default()
 }
 
 /// What failed, and why, without the session and its ends.
