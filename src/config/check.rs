@@ -109,13 +109,15 @@ impl Checker<'_> {
         let default = Config::default();
         let section = |name, keys| Section { checker: self, name, keys };
         let ports = |key: &str, value| Entry { checker: self, key: key.to_owned(), value };
-        let entry = ports("control-ports", file.control_ports.as_ref());
+        let [entry, implicit] = [
+            ports("control-ports", file.control_ports.as_ref()),
+            ports("implicit-tls-ports", file.implicit_tls_ports.as_ref()),
+        ];
+        let implicit_tls_ports = control_ports(&implicit, Vec::new());
         let mut control_ports = control_ports(&entry, default.control_ports);
         if control_ports.is_empty() {
             entry.refuse("is empty: give at least one port");
         }
-        let implicit = ports("implicit-tls-ports", file.implicit_tls_ports.as_ref());
-        let implicit_tls_ports = self::control_ports(&implicit, Vec::new());
         if let Some(port) = implicit_tls_ports.iter().find(|port| control_ports.contains(port)) {
             implicit.refuse(&format!("contains port {port}, as control-ports does: remove one"));
         }
