@@ -25,9 +25,16 @@ fn assert_received(session: &Session, files: usize) {
 
 /// Plays `transfers` in a session. All must work, and the daemon must learn of each.
 #[track_caller]
-fn transfer(gateway: &Gateway, transfers: &[Vec<Value>]) -> Session {
+fn transfer(gateway: &Gateway, transfers: &[Vec<Value>]) {
+    transfer_over(V4, gateway, transfers);
+}
+
+#[track_caller]
+fn transfer_over(family: Family, gateway: &Gateway, transfers: &[Vec<Value>]) -> Session {
     let Gateway { lab, daemon } = gateway;
-    let session = talk(lab, (login(), transfers)).ok_in(fast_path(daemon));
+    let mut plan = plan(lab, (login(), transfers));
+    plan["host"] = json!(lab.server_address(family));
+    let session = scripted_client(&lab.client, &plan).ok_in(fast_path(daemon));
     assert_received(&session, transfers.len());
     wait_for("all to be read", || gateway.count("pinholes_opened") == transfers.len() as u64);
     for wrong in ["fast_path_mismatches", "errors"] {
@@ -57,25 +64,41 @@ fn active_by(announcement: &str, port: u16) -> Vec<Value> {
     vec![say(announcement), reply(), say("LIST"), accept(port), reply(), reply()]
 }
 
-/// The server's lines that begin with `verb`.
-fn announced(server: &ScriptedServer, verb: &str) -> Vec<String> {
-    server.lines().into_iter().filter(|line| line.starts_with(verb)).collect()
-}
-
+/// Each round of transfers has one announcement that an end gets as is said.
 #[test]
-fn transfers_over_ipv6_use_the_fast_path() {
-    let topology = Topology::Masquerade;
-    let Some(gateway) = fast_path_gateway(topology) else { return };
-    let (lab, daemon) = (&gateway.lab, &gateway.daemon);
-    let _server = server(lab);
-    let own = lab.client.address(V6);
-    let transfers = [passive("EPSV"), active_by(&format!("EPRT |2|{own}|2600|"), 2600)];
-    let mut plan = plan(lab, (login(), vec![transfers; 8]));
-    plan["host"] = json!(lab.server_address(V6));
-    assert_received(&scripted_client(&lab.client, &plan).ok_in(fast_path(daemon)), 16);
-    wait_for("all to be read", || gateway.count("pinholes_opened") == 16);
-    assert_most_admitted(daemon, 16);
-    gateway.assert_tidy();
+fn most_transfers_use_the_fast_path() {
+    type Round = fn(u16) -> Vec<Vec<Value>>;
+    let with_port: Round = |port| vec![passive("PASV"), active(port), passive("EPSV")];
+    // It changes its length: the first one is queued, and adjusts the connection.
+    let with_eprt: Round = |port| {
+        let extended = active_by(&format!("EPRT |1|192.168.150.80|{port}|"), port);
+        vec![extended, passive("PASV"), passive("EPSV")]
+    };
+    let over_ipv6: Round = |port| {
+        let extended = active_by(&format!("EPRT |2|fd00:150::50|{port}|"), port);
+        vec![passive("EPSV"), extended]
+    };
+    for (topology, family, round, announced) in [
+        (Topology::Masquerade, V4, with_port, "PORT 198,51,100,1,"),
+        (Topology::Masquerade, V4, with_eprt, "EPRT |1|198.51.100.1|"),
+        (Topology::Masquerade, V6, over_ipv6, "EPRT |2|2001:db8:100::1|"),
+        (
+            Topology::PublishedServer,
+            V4,
+            |_| vec![passive("PASV"), passive("EPSV")],
+            "227 Entering Passive Mode   (198,51,100,1,",
+        ),
+    ] {
+        let Some(gateway) = fast_path_gateway(topology) else { return };
+        let server = server(&gateway.lab);
+        let transfers: Vec<_> = (1025..1037).flat_map(round).collect();
+        let session = transfer_over(family, &gateway, &transfers);
+        let got = session.steps.into_iter().map(|(got, _)| got);
+        let is_announced = |line: &String| line.starts_with(announced);
+        assert_eq!(got.chain(server.lines()).filter(is_announced).count(), 12, "{announced}");
+        assert_most_admitted(&gateway.daemon, transfers.len() as u64);
+        gateway.assert_tidy();
+    }
 }
 
 /// Packets of the client's side have no Ethernet header, as with PPPoE, WireGuard and tun.
@@ -118,53 +141,6 @@ fn interfaces_without_ethernet_headers_have_the_program() {
 }
 
 #[test]
-fn interfaces_have_the_program_only_while_a_session_lasts() {
-    let Some(gateway) = fast_path_gateway(Topology::Routed) else { return };
-    let (lab, daemon) = (&gateway.lab, &gateway.daemon);
-    let _server = server(lab);
-    let is_attached = || !fast_path(daemon)["interfaces"].as_array().unwrap().is_empty();
-    for _ in 0..2 {
-        // The session for which it is attached is inspected from its greeting on, unless a retransmission hands it back.
-        wait_for("a session's lines", || {
-            wait_for("the end of its use", || !is_attached());
-            let before = count(daemon, "lines");
-            talk(lab, (login(), passive("PASV"), ask("QUIT"))).ok();
-            assert!(is_attached(), "{}", fast_path(daemon));
-            assert_eq!(gateway.count("errors"), 0, "{}", daemon.log());
-            count(daemon, "lines") - before > 8
-        });
-    }
-    assert!(count(daemon, "admitted") > 0, "{}", fast_path(daemon));
-}
-
-#[test]
-fn transfers_from_a_published_server_use_the_fast_path() {
-    for topology in [Topology::PublishedServer, Topology::OneToOne] {
-        let configuration = match topology {
-            Topology::OneToOne => format!("nat.external-address = \"198.51.100.1\"\n{FAST_PATH}"),
-            _ => FAST_PATH.to_owned(),
-        };
-        let gateway = gateway_with(topology, &configuration);
-        let _server = server(&gateway.lab);
-        let session = transfer(
-            &gateway,
-            &[passive("PASV"), passive("EPSV")]
-                .iter()
-                .cycle()
-                .take(12)
-                .cloned()
-                .collect::<Vec<_>>(),
-        );
-        if topology == Topology::PublishedServer && has_tcx() {
-            let is_translated = |got: &str| got.contains("Mode   (198,51,100,1,");
-            let translated = session.steps.iter().filter(|(got, _)| is_translated(got));
-            assert_eq!(translated.count(), 6, "{session:?}");
-            assert_most_admitted(&gateway.daemon, 12);
-        }
-    }
-}
-
-#[test]
 fn idle_sessions_leave_pinholes_for_other_sessions_of_a_client() {
     let configuration = format!("policy.max-pinholes-per-client = 4\n{FAST_PATH}");
     let gateway = gateway_with(Topology::Masquerade, &configuration);
@@ -176,55 +152,6 @@ fn idle_sessions_leave_pinholes_for_other_sessions_of_a_client() {
     }
     assert_eq!(gateway.count("pinholes_opened"), 16);
     assert_eq!(gateway.count("pinholes_refused"), 0);
-}
-
-/// The program sees one direction of its connections, and no SYN of the server.
-#[test]
-fn a_server_on_the_gateway_itself_is_left_to_the_queue() {
-    let Some(gateway) = fast_path_gateway(Topology::Routed) else { return };
-    let (lab, daemon) = (&gateway.lab, &gateway.daemon);
-    lab.gateway.nft("insert rule inet gateway input tcp dport 21 accept").unwrap();
-    lab.gateway.nft("insert rule inet gateway input ct mark and 0x40000000 != 0 accept").unwrap();
-    let _server = scripted_server(&lab.gateway, &json!({"body": "here it is\r\n"}));
-    let steps = (login(), active(1030), passive("PASV"), active(1031), passive("EPSV"));
-    let mut plan = plan(lab, steps);
-    plan["host"] = json!(lab.gateway.address(V4));
-    scripted_client(&lab.client, &plan).ok();
-    assert_eq!(gateway.count("pinholes_opened"), 4);
-    wait_for("all to be used", || gateway.count("pinholes_used") == 4);
-    assert_eq!((count(daemon, "lines"), count(daemon, "handed_back")), (0, 0));
-}
-
-#[test]
-fn transfers_through_masquerade_use_the_fast_path() {
-    let Some(gateway) = fast_path_gateway(Topology::Masquerade) else { return };
-    let daemon = &gateway.daemon;
-    let server = server(&gateway.lab);
-    let round = |port| [passive("PASV"), active(port), passive("EPSV")];
-    transfer(&gateway, &(1025..1033).flat_map(round).collect::<Vec<_>>());
-    let announced = announced(&server, "PORT");
-    assert_eq!(announced.len(), 8);
-    assert!(announced.iter().all(|line| line.starts_with("PORT 198,51,100,1,")), "{announced:?}");
-    assert!(count(daemon, "lines") > 50, "{}", fast_path(daemon));
-    assert_most_admitted(daemon, 24);
-    let logged = || daemon.log().matches("PORT 192.168.150.80:").count();
-    wait_for("the log", || logged() >= 8);
-    assert_eq!(logged(), 8, "{}", daemon.log());
-    gateway.assert_tidy();
-}
-
-/// An EPRT that names another address changes its length: the first one is queued, and adjusts the connection.
-#[test]
-fn an_adjusted_connection_uses_the_fast_path() {
-    let Some(gateway) = fast_path_gateway(Topology::Masquerade) else { return };
-    let server = server(&gateway.lab);
-    let extended = |port| active_by(&format!("EPRT |1|192.168.150.80|{port}|"), port);
-    let round = |port| [extended(port), passive("PASV"), passive("EPSV")];
-    transfer(&gateway, &(1025..1041).flat_map(round).collect::<Vec<_>>());
-    let expected = (1025..1041).map(|port| format!("EPRT |1|198.51.100.1|{port}|"));
-    assert_eq!(announced(&server, "EPRT"), expected.collect::<Vec<_>>());
-    assert_most_admitted(&gateway.daemon, 48);
-    gateway.assert_tidy();
 }
 
 /// As a rule does that limits new connections. TCP sends the SYN again, which passes without us, too.
@@ -287,29 +214,6 @@ fn transfers_work_without_a_daemon() -> bool {
     assert_eq!(gateway.count("fast_path_mismatches"), 0);
     assert_eq!(gateway.count("unread_sessions"), 0);
     true
-}
-
-/// Nobody would read the lines, or list what is open.
-#[test]
-fn the_fast_path_opens_nothing_after_the_last_heartbeat() {
-    let Some(mut gateway) = fast_path_gateway(Topology::Routed) else { return };
-    let _server = server(&gateway.lab);
-    let three = vec![passive("PASV"); 3];
-    let client = hold(&gateway.lab, (login(), three, gate(), ask("PASV")));
-    wait_for("three transfers", || gateway.count("pinholes_opened") == 3);
-    gateway.daemon.kill();
-    let heartbeat = || {
-        let set = ["list", "set", "inet", "ftp_alg", "heartbeat"];
-        let listed = gateway.lab.gateway.run("nft", &set).unwrap();
-        listed.stdout_text().contains("expires")
-    };
-    wait_for("the last heartbeat's end", || !heartbeat());
-    let session = client.release().ok();
-    assert!(session.steps.last().unwrap().0.starts_with("227 "), "{:?}", session.steps);
-    gateway.start_again(FAST_PATH);
-    // It has read what the program said.
-    let opened = gateway.count("pinholes_opened");
-    assert_eq!((opened, gateway.daemon.pinholes().unwrap().len()), (0, 0));
 }
 
 #[test]
