@@ -119,11 +119,10 @@ fn a_killed_daemon() {
 
 /// What others can do to a daemon, one after the other.
 #[test]
-fn a_daemon_that_is_asked_elsewhere_hangs_cannot_write_and_has_another_file() {
+fn a_daemon_that_is_asked_elsewhere_hangs_and_has_another_file() {
     let gateway = &gateway(Topology::Masquerade);
     asked_at_another_control_socket(gateway);
     hung(gateway);
-    with_a_journal_that_cannot_be_written(gateway);
     with_a_configuration_file_that_is_not_in_use(gateway);
 }
 
@@ -189,84 +188,87 @@ fn a_daemon_without_a_free_descriptor_says_so_at_once() {
     wait_for("the daemon", || problems(daemon, "status").is_empty());
 }
 
-#[test]
-fn a_firewall_that_admits_nothing() {
-    let (lab, daemon) = filtered("tcp dport 21 accept", "");
-    is_reported_until_solved(&daemon, ("problem", "data-connections"), || {
-        let line = "nft insert rule inet filter forward ct mark and 0x40000000 != 0 accept";
-        lab.gateway.shell(line).unwrap();
-    });
-    let log = daemon.log();
-    assert!(line_of(&log, "problem data-connections").contains("nft add rule"), "{log}");
-}
-
-const ADMITTING: &str = "ct mark and 0x40000000 != 0 accept";
-
-/// A firewall that masquerades, drops by default, and has `rules` for what is forwarded.
-fn filtered(rules: &str, admission: &str) -> (Lab, Daemon) {
+/// Loads a firewall that masquerades, drops by default, and has these rules for what is forwarded.
+fn load_firewall(gateway: &Host, forwarded: &str, more: &str) {
     let rules = format!(
-        "table inet filter {{
+        "table inet filter
+        delete table inet filter
+        table inet filter {{
             chain source {{ type nat hook postrouting priority srcnat; oifname wan masquerade; }}
             chain forward {{
                 type filter hook forward priority filter; policy drop;
                 ct state established accept
-                {admission}
-                {rules}
+                {forwarded}
             }}
+            {more}
         }}"
     );
-    let lab = lab_with_rules(Topology::Masquerade, &rules);
-    let daemon = Daemon::start(&executable(), &lab.gateway, "").unwrap();
-    (lab, daemon)
+    gateway.nft(&rules).unwrap();
 }
 
 #[test]
-fn connections_that_are_not_tracked_or_that_the_kernels_own_helper_has() {
-    let (lab, daemon) = filtered("tcp dport 21 accept", ADMITTING);
-    for (severity, name, helper, rule) in [
-        ("problem", "notrack", "", "priority raw; tcp dport 21 notrack;"),
+fn what_is_wrong_with_the_firewall() {
+    const DATA: &str = "ct mark and 0x40000000 != 0 accept\n";
+    const CONTROL: &str = "iifname lan tcp dport 21 accept";
+    let healthy = format!("{DATA}{CONTROL}");
+    let lab = lab_behind(FirewallKind::None, Topology::Masquerade);
+    load_firewall(&lab.gateway, &healthy, "");
+    let daemon = Daemon::start(&executable(), &lab.gateway, "").unwrap();
+    for (severity, name, forwarded, more, line) in [
+        ("problem", "data-connections", CONTROL, "", "nft add rule"),
+        ("problem", "control-connections", DATA, "", "the policy of inet filter forward"),
+        (
+            "problem",
+            "notrack",
+            &healthy,
+            "chain early { type filter hook prerouting priority raw; tcp dport 21 notrack; }",
+            "",
+        ),
         (
             "warning",
             "helper",
-            "ct helper theirs { type \"ftp\" protocol tcp; }",
-            "priority filter; tcp dport 21 ct helper set theirs;",
+            &healthy,
+            "ct helper theirs { type \"ftp\" protocol tcp; }
+            chain early {
+                type filter hook prerouting priority filter; tcp dport 21 ct helper set theirs
+            }",
+            "",
         ),
     ] {
-        let chain = format!("chain early {{ type filter hook prerouting {rule} }}");
-        lab.gateway.nft(&format!("table inet mine {{\n{helper}\n{chain}\n}}")).unwrap();
-        let solve = || drop(lab.gateway.shell("nft delete table inet mine").unwrap());
+        load_firewall(&lab.gateway, forwarded, more);
+        let solve = || load_firewall(&lab.gateway, &healthy, "");
         is_reported_until_solved(&daemon, (severity, name), solve);
+        let log = daemon.log();
+        let said = log.lines().find(|line| line.contains(&format!("{severity} {name}: ")));
+        assert!(said.unwrap().contains(line), "{log}");
     }
+    let checks = said(&daemon, "doctor").0["checks"].to_string();
+    assert!(checks.contains("accepted lan -> wan; all others: dropped"), "{checks}");
 }
 
+/// The service manager hears of it as well.
 #[test]
-fn control_connections_that_are_dropped() {
-    let (lab, daemon) = filtered("tcp dport 80 accept", ADMITTING);
-    is_reported_until_solved(&daemon, ("problem", "control-connections"), || {
-        let line = "nft add rule inet filter forward iifname lan tcp dport 21 accept";
-        lab.gateway.shell(line).unwrap();
+fn a_journal_that_cannot_be_written() {
+    let lab = Lab::new(Topology::Masquerade).unwrap();
+    let path = lab.directory().join("notify");
+    let manager = UnixDatagram::bind(&path).unwrap();
+    manager.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let program = executable_after(&lab, &format!("NOTIFY_SOCKET={}", path.display()));
+    let daemon = Daemon::start(&program, &lab.gateway, "").unwrap();
+    let hear = |words: &str| {
+        let mut heard = [0; 4096];
+        while !String::from_utf8_lossy(&heard).contains(words) {
+            heard.fill(0);
+            manager.recv(&mut heard).unwrap();
+        }
+    };
+    let [state, aside] = ["state", "aside"].map(|name| daemon.socket().with_file_name(name));
+    fs::rename(&state, &aside).unwrap();
+    is_reported_until_solved(&daemon, ("warning", "state"), || {
+        hear("STATUS=warning state: ");
+        fs::rename(&aside, &state).unwrap()
     });
-    let line = daemon.log();
-    assert!(
-        line_of(&line, "problem control-").contains("the policy of inet filter forward"),
-        "{line}"
-    );
-    let (report, _) = said(&daemon, "doctor");
-    let text = report["checks"].to_string();
-    assert!(text.contains("accepted lan -> wan; all others: dropped"), "{text}");
-}
-
-fn line_of<'l>(log: &'l str, word: &str) -> &'l str {
-    log.lines().find(|line| line.contains(word)).unwrap()
-}
-
-fn with_a_journal_that_cannot_be_written(Gateway { daemon, .. }: &Gateway) {
-    let state = daemon.socket().with_file_name("state");
-    let aside = daemon.socket().with_file_name("aside");
-    std::fs::rename(&state, &aside).unwrap();
-    is_reported_until_solved(daemon, ("warning", "state"), || {
-        std::fs::rename(&aside, &state).unwrap()
-    });
+    hear("STATUS=FTP works");
 }
 
 fn with_a_configuration_file_that_is_not_in_use(Gateway { daemon, .. }: &Gateway) {
@@ -302,24 +304,6 @@ fn with_a_configuration_file_that_is_not_in_use(Gateway { daemon, .. }: &Gateway
         wait_for("the reload", || reloads() > before);
         assert_eq!(warnings().is_empty(), verb == "reload");
     }
-}
-
-#[test]
-fn an_external_address_whose_name_is_not_known() {
-    let lab = Lab::new(Topology::PublishedServer).unwrap();
-    // In a mount namespace of its own, so that these files stay what they are for others.
-    let hide = "mount --bind /dev/null /etc/resolv.conf && mount --bind /dev/null /etc/hosts";
-    let program = executable();
-    let lines = format!(
-        "exec unshare --mount --propagation private sh -c '{hide} && exec \"$0\" \"$@\"' {} \"$@\"",
-        program.display()
-    );
-    let program = shell_program(&lab.gateway, "without-names", &lines);
-    let configuration = "[nat]\nexternal-address = \"dns:ftp.example.net\"\n";
-    let daemon = Daemon::start(&program, &lab.gateway, configuration).unwrap();
-    wait_for("the name's problem", || problems(&daemon, "status") == ["name"]);
-    assert_eq!(problems(&daemon, "doctor"), ["name"]);
-    wait_for("its line", || daemon.log().contains("WARN problem name: ftp.example.net: "));
 }
 
 /// A session in which the server announces twice, and nobody connects.
@@ -408,32 +392,4 @@ fn a_server_whose_announcements_all_open_nothing() {
     let doctor = doctor(daemon).stdout_text();
     let verdict = "\nFTP will work through this gateway, but see the 1 warning above\n";
     assert!(doctor.ends_with(verdict), "{doctor}");
-}
-
-#[test]
-fn the_service_manager_hears_of_problems() {
-    let lab = Lab::new(Topology::Masquerade).unwrap();
-    let path = lab.directory().join("notify");
-    let manager = UnixDatagram::bind(&path).unwrap();
-    manager.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-    let lines = format!("NOTIFY_SOCKET={} exec {} \"$@\"", path.display(), executable().display());
-    let program = shell_program(&lab.gateway, "notifying", &lines);
-    let daemon = Daemon::start(&program, &lab.gateway, "").unwrap();
-    let hear = |words: &str| {
-        let mut heard = vec![0; 4096];
-        loop {
-            let length = manager.recv(&mut heard).unwrap();
-            let text = String::from_utf8_lossy(&heard[..length]);
-            if text.contains(words) {
-                return;
-            }
-        }
-    };
-    hear("STATUS=");
-    let state = daemon.socket().with_file_name("state");
-    let aside = daemon.socket().with_file_name("aside");
-    std::fs::rename(&state, &aside).unwrap();
-    hear("STATUS=warning state: ");
-    std::fs::rename(&aside, &state).unwrap();
-    hear("STATUS=FTP works");
 }

@@ -1,6 +1,6 @@
 //! External addresses that change while sessions run: one given by name, and the gateway's own.
 
-use crate::common::*;
+use crate::{common::*, health::problems};
 
 const FIRST: &str = "203.0.113.1";
 const SECOND: &str = "203.0.113.2";
@@ -107,6 +107,10 @@ fn nothing_is_opened_for_a_name_that_was_never_resolved() {
     assert_eq!(gateway.count("pinholes_refused"), 1);
     let line = "the name of the external address is not resolved yet";
     wait_for("its line", || gateway.daemon.log().contains(line));
+    wait_for("the problem", || problems(&gateway.daemon, "status") == ["name"]);
+    assert_eq!(problems(&gateway.daemon, "doctor"), ["name"]);
+    let line = format!("WARN problem name: {NAME}: ");
+    wait_for("its line", || gateway.daemon.log().contains(&line));
     assert!(!dns.log().contains("other.test"), "no search domain: {}", dns.log());
     dns.set(&is(FIRST));
     wait_for_address(&gateway.daemon, FIRST);
