@@ -45,58 +45,24 @@ fn list() -> Vec<Value> {
 
 #[test]
 fn adjusted_connections_go_on_after_a_crash_and_after_a_stop() {
-    for (backend, how) in [("nftables", End::Kill), ("conntrack", End::Stop)] {
+    // While sessions go on, "auto" keeps the back end.
+    for (backend, how, is_auto) in [
+        ("nftables", End::Kill, false),
+        ("conntrack", End::Stop, false),
+        ("conntrack", End::Kill, true),
+    ] {
         let configuration = back_end(backend);
         let (mut gateway, _server) = served(Topology::Masquerade, &configuration, json!({}));
         let client = gateway.client(&[port_transfer(), vec![gate()], port_transfer()]);
         gateway.end(how);
-        gateway.start_again(&configuration);
+        gateway.start_again(if is_auto { "" } else { &configuration });
+        assert_eq!(gateway.daemon.status().unwrap()["backend"], backend);
         let log = gateway.daemon.log();
         assert!(log.contains("restored 1 session (1 with sequence adjustment)"), "{log}");
         let session = client.release().ok_in(format!("{backend} {how:?}"));
         assert_eq!(session.got(16), "the body\r\n", "{backend} {how:?}");
         assert_eq!(gateway.lab.gateway.invalid_packets().unwrap(), 0, "{backend} {how:?}");
     }
-}
-
-#[test]
-fn auto_keeps_the_back_end_as_long_as_sessions_go_on() {
-    let backend = "conntrack";
-    let configuration = back_end(backend);
-    let (mut gateway, _server) = served(Topology::Masquerade, &configuration, json!({}));
-    let client = gateway.client(&[port_transfer(), vec![gate()], port_transfer()]);
-    gateway.end(End::Kill);
-    gateway.start_again("");
-    assert_eq!(gateway.daemon.status().unwrap()["backend"], backend);
-    let session = client.release().ok_in(backend);
-    assert_eq!(session.got(16), "the body\r\n", "{backend}");
-    // Without sessions the firewall decides, which accepts the mark.
-    gateway.end(End::Stop);
-    for journal in fs::read_dir(gateway.state("")).unwrap() {
-        let path = journal.unwrap().path();
-        if path.extension().is_some_and(|extension| extension == "sessions") {
-            fs::remove_file(path).unwrap();
-        }
-    }
-    gateway.start_again("");
-    assert_eq!(gateway.daemon.status().unwrap()["backend"], "nftables");
-}
-
-#[test]
-fn adjusted_connections_wait_while_the_daemon_is_down() {
-    let (mut gateway, server) = served(Topology::Masquerade, "", json!({}));
-    let client = gateway.client(&[port_transfer(), vec![gate()], port_transfer()]);
-    gateway.end(End::Stop);
-    let before = server.lines().len();
-    let (session, heard) = thread::scope(|scope| {
-        let session = scope.spawn(|| client.release());
-        thread::sleep(Duration::from_millis(700));
-        let heard = server.lines().len();
-        gateway.start_again("");
-        (session.join().unwrap(), heard)
-    });
-    assert_eq!(heard, before, "something passed unadjusted");
-    assert_eq!(session.ok().got(16), "the body\r\n");
 }
 
 #[test]
@@ -127,21 +93,6 @@ fn what_was_said_while_the_daemon_was_down_opens_nothing_later() {
     assert_eq!(client.release().error, None);
     assert_eq!(gateway.count("pinholes_opened"), 0, "{}", gateway.daemon.log());
     assert_eq!(gateway.count("unread_sessions"), 1, "{}", gateway.daemon.log());
-}
-
-#[test]
-fn a_command_of_which_a_part_is_held_goes_on() {
-    let (mut gateway, server) = served(Topology::Masquerade, "", json!({}));
-    let (start, rest) = PORT.split_at(7);
-    let cut = vec![json!({"send": start}), json!({"sleep": 0.2}), gate()];
-    let rest = vec![json!({"send": format!("{rest}\r\n")}), reply()];
-    let client = gateway.client(&[cut, rest, list()]);
-    gateway.end(End::Kill);
-    gateway.start_again("");
-    let session = client.release().ok();
-    assert_eq!(session.got(12), "the body\r\n");
-    let announced = "PORT 198,51,100,1,14,178".to_owned();
-    assert!(server.lines().contains(&announced), "{:?}", server.lines());
 }
 
 #[test]
@@ -308,18 +259,4 @@ fn what_is_no_file_in_place_of_a_state_file_is_not_followed() {
         gateway.lab.gateway.shell(&format!("rm -rf {journal}")).unwrap();
         gateway.start_again(ONE);
     }
-}
-
-#[test]
-fn a_journal_that_a_crash_cut_off_is_believed_up_to_there() {
-    let (mut gateway, _server) = served(Topology::Masquerade, ONE, json!({}));
-    let client = gateway.client(&[port_transfer(), vec![gate()], port_transfer()]);
-    gateway.end(End::Kill);
-    let path = gateway.state("queue-2100.sessions");
-    let mut content = fs::read(&path).unwrap();
-    content.extend([200, 0, 0, 0, 1, 2, 3, 4, 5]);
-    fs::write(&path, content).unwrap();
-    gateway.start_again(ONE);
-    let session = client.release().ok();
-    assert_eq!(session.got(16), "the body\r\n");
 }
