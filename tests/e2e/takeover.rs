@@ -112,18 +112,25 @@ fn answer(gateway: &Gateway, what: &str, socket: &str) -> Value {
     serde_json::from_str(&done.unwrap().success().unwrap().stdout_text()).unwrap()
 }
 
+/// A daemon that hangs does not react to SIGTERM.
 #[test]
 fn a_takeover_with_the_same_state_directory_goes_on_with_adjusted_sessions() {
-    for same_socket in [true, false] {
+    for (same_socket, hangs) in [(true, false), (false, false), (true, true)] {
         let (mut gateway, _server) = served(Topology::Masquerade, "", json!({}));
         let client = adjusted_client(&gateway);
         let first = gateway.daemon.socket();
         let state = text(&first.with_file_name("state"));
         let [_, other] = elsewhere(&gateway);
         let socket = if same_socket { text(&first) } else { other };
+        if hangs {
+            signal(&gateway.daemon, "STOP");
+        }
         let mut second = takeover(&gateway, &["--state-dir", &state], &socket);
-        assert!(gateway.daemon.exit_status().unwrap().success(), "{}", gateway.daemon.log());
         let log = second.log();
+        let ended = gateway.daemon.exit_status().unwrap();
+        let expected = (!hangs, hangs.then_some(libc::SIGKILL));
+        assert_eq!((ended.success(), ended.signal()), expected, "{}", gateway.daemon.log());
+        assert_eq!(log.contains("gets SIGKILL"), hangs, "{log}");
         assert!(log.contains("restored 1 session (1 with sequence adjustment)"), "{log}");
         assert_eq!(answer(&gateway, "sessions", &socket)[0]["adjusted"], json!(true));
         assert_goes_on(&gateway, client, "taken over");
@@ -185,21 +192,6 @@ fn a_takeover_that_could_not_start_ends_nothing() {
     assert!(gateway.daemon.status().is_ok());
 }
 
-/// It does not react to SIGTERM.
-#[test]
-fn a_takeover_ends_a_daemon_that_hangs_and_goes_on() {
-    let (mut gateway, _server) = served(Topology::Masquerade, "", json!({}));
-    let client = adjusted_client(&gateway);
-    let socket = text(&gateway.daemon.socket());
-    let state = text(&gateway.daemon.socket().with_file_name("state"));
-    signal(&gateway.daemon, "STOP");
-    let mut second = takeover(&gateway, &["--state-dir", &state], &socket);
-    assert_eq!(gateway.daemon.exit_status().unwrap().signal(), Some(libc::SIGKILL));
-    assert!(second.log().contains("gets SIGKILL"), "{}", second.log());
-    assert_goes_on(&gateway, client, "taken over");
-    assert!(second.terminate(Duration::from_secs(30)).unwrap().success());
-}
-
 /// Starts a copy of the program with this name.
 fn start_as(gateway: &Gateway, name: &str) -> Daemon {
     let (host, copy) = (&gateway.lab.gateway, gateway.lab.directory().join(name));
@@ -209,36 +201,23 @@ fn start_as(gateway: &Gateway, name: &str) -> Daemon {
     Daemon::start(&shell_program(host, "start-other", &lines), host, "").unwrap()
 }
 
+/// It is known by its control socket alone.
 #[test]
-fn a_daemon_with_another_name_is_known_by_its_control_socket() {
+fn a_takeover_ends_no_other_program_and_a_daemon_with_another_name() {
     let mut gateway = gateway(Topology::Routed);
     gateway.daemon.stop().unwrap();
     let mut first = start_as(&gateway, "alg-on");
     let socket = text(&first.socket());
     let state = text(&first.socket().with_file_name("state"));
     let program = executable_for_everyone(&gateway.lab);
-    let words = ["--state-dir", &state, "--socket", &socket];
-    let done = run_another(&gateway.lab, &[], &program, &words, "");
-    assert_fails(
-        &done,
-        1,
-        &format!("runs in this network namespace already, process {}", first.id()),
-    );
+    let refused = |words: &[&str], why: &str| {
+        assert_fails(&run_another(&gateway.lab, &[], &program, words, ""), 1, why);
+    };
+    let other = format!("is read by alg-on, process {}, which is not ftp-alg", first.id());
+    refused(&["--takeover"], &other);
+    let already = format!("runs in this network namespace already, process {}", first.id());
+    refused(&["--state-dir", &state, "--socket", &socket], &already);
     let mut second = takeover(&gateway, &["--state-dir", &state], &socket);
     assert!(first.exit_status().unwrap().success(), "{}", first.log());
     assert!(second.terminate(Duration::from_secs(30)).unwrap().success());
-}
-
-#[test]
-fn another_program_is_not_ended() {
-    let mut gateway = gateway(Topology::Routed);
-    gateway.daemon.stop().unwrap();
-    let program = executable_for_everyone(&gateway.lab);
-    // The same program under another name, and with another control socket.
-    let mut other = start_as(&gateway, "other");
-    let done = run_another(&gateway.lab, &[], &program, &["--takeover"], "");
-    let expected = format!("is read by other, process {}, which is not ftp-alg", other.id());
-    assert_fails(&done, 1, &expected);
-    assert!(other.status().is_ok());
-    other.stop().unwrap();
 }
