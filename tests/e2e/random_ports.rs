@@ -14,32 +14,24 @@ fn are_ports_translated(connections: &str) -> bool {
     control.any(|line| fields(line, "sport=")[0] != fields(line, "dport=")[1])
 }
 
-/// A gateway whose rule is `masquerade` with `flags`.
-fn gateway(flags: &str) -> Gateway {
-    let rules = format!(
-        "table inet gateway {{
-            chain forward {{
+/// Real clients, and sessions on the fast path that all announce the same port.
+#[test]
+fn transfers_work_where_source_ports_are_random() {
+    let rules = "table inet gateway {
+            chain forward {
                 type filter hook forward priority filter; policy drop;
                 ct state established,related accept
                 ct mark and 0x40000000 != 0 accept
                 iifname \"lan\" tcp dport 21 accept
-            }}
-        }}
-        table ip source {{
-            chain source {{
+            }
+        }
+        table ip source {
+            chain source {
                 type nat hook postrouting priority srcnat;
-                oifname \"wan\" masquerade {flags}
-            }}
-        }}"
-    );
-    let lab = lab_with_rules(Topology::Masquerade, &rules);
-    Gateway::on(lab, FAST_PATH)
-}
-
-#[test]
-fn transfers_work_where_source_ports_are_random() {
-    let flags = "fully-random";
-    let gateway = gateway(flags);
+                oifname \"wan\" masquerade fully-random
+            }
+        }";
+    let gateway = Gateway::on(lab_with_rules(Topology::Masquerade, rules), FAST_PATH);
     let lab = &gateway.lab;
     let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
     let address = lab.server_address(V4);
@@ -52,26 +44,19 @@ fn transfers_work_where_source_ports_are_random() {
             let name = format!("{client:?}-{mode}");
             let body: Vec<u8> = name.bytes().cycle().take(60_000).collect();
             if let Err(error) = transfer.exchange(&server, &name, &body) {
-                panic!("{flags}: {client} {mode}: {error}: {}", gateway.daemon.log());
+                panic!("{client} {mode}: {error}: {}", gateway.daemon.log());
             }
         }
     }
-    assert!(gateway.count("pinholes_used") >= 8, "{flags}");
+    assert!(gateway.count("pinholes_used") >= 8);
     let connections = lab.gateway.connections().unwrap();
-    assert!(are_ports_translated(&connections), "{flags}: {connections}");
-    gateway.assert_tidy();
-    assert_eq!(lab.gateway.invalid_packets().unwrap(), 0, "{flags}");
-}
+    assert!(are_ports_translated(&connections), "{connections}");
 
-/// All sessions announce the same port.
-#[test]
-fn announcements_on_the_fast_path_work_where_source_ports_are_random() {
-    let flags = "fully-random";
-    let gateway = gateway(flags);
-    let lab = &gateway.lab;
+    drop(server);
     let _server = scripted_server(&lab.server, &json!({"body": "here it is\r\n"}));
-    play_sessions(&gateway, PORT, 3, flags);
+    play_sessions(&gateway, PORT, 3, "random ports");
     let fast_path = fast_path(&gateway.daemon);
-    assert!(fast_path["lines"].as_u64().unwrap() > 0 || !has_tcx(), "{flags}: {fast_path}");
+    assert!(fast_path["lines"].as_u64().unwrap() > 0 || !has_tcx(), "{fast_path}");
     gateway.assert_tidy();
+    assert_eq!(lab.gateway.invalid_packets().unwrap(), 0);
 }
