@@ -22,16 +22,24 @@ fn promtool(lab: &Lab, arguments: &[&str], stdin: &[u8]) -> ProgramOutput {
     lab.gateway.finish(command, stdin, Duration::from_secs(60)).unwrap()
 }
 
-/// The head and the text that curl gets on the gateway.
-fn scrape(lab: &Lab) -> (String, String) {
-    scrape_at(lab, ADDRESS)
+/// The status and the text that curl gets on the gateway with `options`.
+fn asked_at(lab: &Lab, address: &str, path: &str, options: &[&str]) -> (String, String) {
+    let url = format!("http://{address}{path}");
+    let limit = scaled_timeout(Duration::from_secs(60)).as_secs().to_string();
+    let fixed = ["-sS", "--max-time", &limit, "-w", "\n%{http_code}", &url];
+    let got = lab.gateway.run("curl", &[&fixed, options].concat()).unwrap().stdout_text();
+    let (text, status) = got.rsplit_once('\n').unwrap();
+    (status.to_owned(), text.to_owned())
 }
 
-fn scrape_at(lab: &Lab, address: &str) -> (String, String) {
-    let url = format!("http://{address}/metrics");
-    let limit = scaled_timeout(Duration::from_secs(60)).as_secs().to_string();
-    let got = lab.gateway.run("curl", &["-sSi", "--fail", "--max-time", &limit, &url]).unwrap();
-    let got = got.stdout_text();
+fn asked(lab: &Lab, path: &str, options: &[&str]) -> (String, String) {
+    asked_at(lab, ADDRESS, path, options)
+}
+
+/// The head and the text of the metrics.
+fn scrape(lab: &Lab) -> (String, String) {
+    let (status, got) = asked(lab, "/metrics", &["-i"]);
+    assert_eq!(status, "200", "{got}");
     let (head, text) = got.split_once("\r\n\r\n").unwrap();
     (head.to_ascii_lowercase(), text.to_owned())
 }
@@ -87,57 +95,7 @@ fn prometheus_gets_what_the_gateway_did() {
     gateway.assert_tidy();
 }
 
-#[test]
-fn the_alert_rules_are_valid_and_name_metrics_that_exist() {
-    let gateway = gateway_with(Topology::Routed, LISTEN);
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/prometheus/ftp-alg.rules.yml");
-    let checked = promtool(&gateway.lab, &["check", "rules", file.to_str().unwrap()], b"");
-    assert!(checked.status.success(), "{}", checked.stderr_text());
-    let text = scrape(&gateway.lab).1;
-    let rules = fs::read_to_string(&file).unwrap();
-    let words = rules.split(|c: char| !c.is_ascii_lowercase() && c != '_');
-    let names: BTreeSet<_> = words.filter(|word| word.starts_with("ftp_alg_")).collect();
-    assert!(names.len() > 6, "{names:?}");
-    for name in names {
-        // A metric may have no sample now.
-        let exists = |line: &str| {
-            let rest = line.trim_start_matches("# TYPE ").strip_prefix(name);
-            rest.is_some_and(|rest| rest.starts_with([' ', '{']))
-        };
-        assert!(text.lines().any(exists), "{name} is no metric");
-    }
-}
-
-/// The metrics that `text` names, without the suffixes of a histogram's series.
-fn metric_names(text: &str) -> BTreeSet<&str> {
-    let words = text.split(|c: char| !c.is_ascii_lowercase() && c != '_');
-    let names = words.filter(|word| word.starts_with("ftp_alg_"));
-    names.map(|name| name.strip_suffix("_bucket").unwrap_or(name)).collect()
-}
-
-#[test]
-fn the_dashboard_names_metrics_of_the_list() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let file = root.join("packaging/prometheus/ftp-alg.dashboard.json");
-    let dashboard: Value = serde_json::from_str(&fs::read_to_string(file).unwrap()).unwrap();
-    let page = fs::read_to_string(root.join("docs/metrics.md")).unwrap();
-    let list = page.split("\n## List\n").nth(1).unwrap();
-    let listed = metric_names(list);
-    let panels = dashboard["panels"].as_array().unwrap();
-    assert!(panels.len() > 10);
-    for panel in panels {
-        let targets = panel["targets"].as_array().unwrap();
-        assert!(!targets.is_empty(), "{panel}");
-        for target in targets {
-            let named = metric_names(target["expr"].as_str().unwrap());
-            assert!(!named.is_empty(), "{target}");
-            for name in named {
-                assert!(listed.contains(name), "{name} is no metric: {target}");
-            }
-        }
-    }
-}
-
+/// With the alert rules and the password.
 #[test]
 fn the_documented_configuration_of_prometheus_is_valid() {
     let lab = Lab::new(Topology::Routed).unwrap();
@@ -156,6 +114,37 @@ fn the_documented_configuration_of_prometheus_is_valid() {
     let checked = promtool(&lab, &["check", "config", file.to_str().unwrap()], b"");
     assert!(checked.status.success(), "{}", checked.stderr_text());
     assert!(checked.stdout_text().contains("10 rules found"), "{}", checked.stdout_text());
+}
+
+/// The metrics that `text` names, without the suffixes of a histogram's series.
+fn metric_names(text: &str) -> BTreeSet<&str> {
+    let words = text.split(|c: char| !c.is_ascii_lowercase() && c != '_');
+    let names = words.filter(|word| word.starts_with("ftp_alg_"));
+    names.map(|name| name.strip_suffix("_bucket").unwrap_or(name)).collect()
+}
+
+/// The list is that of the code (`the_page_of_metrics_has_each_with_its_labels`).
+#[test]
+fn dashboard_and_alert_rules_name_metrics_of_the_list() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = |file: &str| fs::read_to_string(root.join(file)).unwrap();
+    let page = text("docs/metrics.md");
+    let listed = metric_names(page.split("\n## List\n").nth(1).unwrap());
+    let rules = text("packaging/prometheus/ftp-alg.rules.yml");
+    let named = metric_names(&rules);
+    assert!(named.len() > 6 && named.is_subset(&listed), "{:?}", &named - &listed);
+    let dashboard = text("packaging/prometheus/ftp-alg.dashboard.json");
+    let dashboard: Value = serde_json::from_str(&dashboard).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap();
+    assert!(panels.len() > 10);
+    for panel in panels {
+        let targets = panel["targets"].as_array().unwrap();
+        assert!(!targets.is_empty(), "{panel}");
+        for target in targets {
+            let named = metric_names(target["expr"].as_str().unwrap());
+            assert!(!named.is_empty() && named.is_subset(&listed), "{target}");
+        }
+    }
 }
 
 #[test]
@@ -179,16 +168,6 @@ fn ftp_works_without_metrics_if_their_port_is_taken_or_their_password_is_missing
             assert!(!gateway.lab.gateway.listens(9821).unwrap(), "nothing is served without it");
         }
     }
-}
-
-/// The status and the text that curl gets on the gateway with `options`.
-fn asked(lab: &Lab, path: &str, options: &[&str]) -> (String, String) {
-    let url = format!("http://{ADDRESS}{path}");
-    let limit = scaled_timeout(Duration::from_secs(60)).as_secs().to_string();
-    let fixed = ["-sS", "--max-time", &limit, "-w", "\n%{http_code}", &url];
-    let got = lab.gateway.run("curl", &[&fixed, options].concat()).unwrap().stdout_text();
-    let (text, status) = got.rsplit_once('\n').unwrap();
-    (status.to_owned(), text.to_owned())
 }
 
 /// As the daemon's user reads it, also at a reload.
@@ -275,7 +254,7 @@ fn the_endpoint_is_where_the_configuration_says() {
         assert_eq!(log.contains(exposed), is_exposed, "{listen}: {log}");
         assert_eq!(log.contains("set metrics.password-file"), is_exposed, "{listen}: {log}");
         if listen.contains("[::1]") {
-            scrape_at(&gateway.lab, listen);
+            assert_eq!(asked_at(&gateway.lab, listen, "/metrics", &[]).0, "200");
         }
     }
     scrape(&gateway.lab);
