@@ -95,8 +95,9 @@ fn one_client_floods_and_the_file_has_all() {
     assert_eq!(gateway.daemon.status().unwrap()["events_unwritten"], 0);
 }
 
+/// Renamed and made again at a reload, and then removed without one.
 #[test]
-fn a_renamed_file_of_events_is_made_again_at_a_reload() {
+fn a_file_of_events_that_is_gone_is_made_again() {
     let (gateway, file, _) = gateway_with_file();
     let server = Server::start(ServerKind::Vsftpd, &gateway.lab.server).unwrap();
     let old = file.with_extension("json.1");
@@ -107,18 +108,9 @@ fn a_renamed_file_of_events_is_made_again_at_a_reload() {
     wait_for("the new file", || file.exists());
     upload(&gateway, &server, "after");
     wait_for("the second", || found(&gateway, &file, &["--kind", "transfer"]).contains("/after "));
-    let [old, new] = [&old, &file].map(|file| file.to_str().unwrap());
-    let both = gateway.lab.gateway.run(PROGRAM, &["events", old, new, "--verb", "STOR"]);
-    let both = both.unwrap().stdout_text();
+    let both = found(&gateway, &old, &[file.to_str().unwrap(), "--verb", "STOR"]);
     assert!(both.find("/before ") < both.find("/after "), "{both}");
-}
 
-/// Somebody removes it, or renames it without a reload.
-#[test]
-fn a_removed_file_of_events_is_made_again() {
-    let (gateway, file, _) = gateway_with_file();
-    let server = Server::start(ServerKind::Vsftpd, &gateway.lab.server).unwrap();
-    wait_for("the file", || file.exists());
     fs::remove_file(&file).unwrap();
     let mut uploads = 0;
     wait_for("a new file with an upload", || {
