@@ -16,12 +16,7 @@ struct TwoLinks {
 
 impl TwoLinks {
     fn new(fast_path: &str) -> Self {
-        Self::with(fast_path, "")
-    }
-
-    /// The same with more of a configuration.
-    fn with(fast_path: &str, more: &str) -> Self {
-        let configuration = format!("[queue]\nfast-path = \"{fast_path}\"\n{more}");
+        let configuration = format!("queue.fast-path = \"{fast_path}\"\n");
         let gateway = gateway_with(Topology::Routed, &configuration);
         let lab = &gateway.lab;
         let connect = format!(
@@ -284,18 +279,7 @@ fn restored_marks_that_are_newer_than_the_daemon_are_a_problem() {
     }
 }
 
-#[test]
-fn replies_may_come_by_another_link_to_which_a_route_leads() {
-    for fast_path in FAST_PATH {
-        let links = TwoLinks::new(fast_path);
-        links.change_routes("ip route add NETWORK dev wan2 metric 500");
-        links.reply_by_other_link();
-        links.client(&links.transfers()).release().ok_in(fast_path);
-        links.assert_opened(2);
-    }
-}
-
-/// As behind a link of one direction. The dialogue passes, and nothing is opened.
+/// As behind a link of one direction. The dialogue passes, and nothing is opened, unless the configuration says so.
 #[test]
 fn replies_from_where_no_route_leads_pass_and_open_nothing() {
     let links = TwoLinks::new("auto");
@@ -312,32 +296,14 @@ fn replies_from_where_no_route_leads_pass_and_open_nothing() {
     wait_for("the problem", || warnings(daemon, "status") == ["no-route"]);
     let warnings = daemon.status().unwrap()["warnings"].to_string();
     assert!(warnings.contains("any-interface = true in a [[network]]"), "{warnings}");
+    let network = "[[network]]\nservers = \"198.51.100.0/24\"\nany-interface = true\n";
+    reload(daemon, network);
+    wait_for("the reload", || daemon.log().contains("configuration is in use"));
+    links.client(&links.transfers()).release().ok();
+    links.assert_opened(2);
 }
 
-/// No route leads there, and the session is as any other, but for the fast path.
-#[test]
-fn replies_count_wherever_they_arrive_if_the_configuration_says_so() {
-    for fast_path in FAST_PATH {
-        let network = "[[network]]\nservers = \"198.51.100.0/24\"\nany-interface = true\n";
-        let links = TwoLinks::with(fast_path, network);
-        links.reply_by_other_link();
-        let steps = [links.transfers(), vec![gate()], links.transfers()].concat();
-        let mut client = links.client(&steps);
-        links.assert_opened(2);
-        // From now on the server replies by the first link again.
-        let lab = &links.gateway.lab;
-        let route = format!("ip route del {}/32", lab.client.address(V4));
-        lab.server.shell(&route).unwrap();
-        client.open_gate();
-        client.release().ok_in(fast_path);
-        links.assert_opened(4);
-        let daemon = &links.gateway.daemon;
-        assert_eq!(daemon.log().matches("no route to it leads").count(), 0, "{}", daemon.log());
-        assert_eq!(crate::common::fast_path(daemon)["lines"].as_u64().unwrap_or(0), 0);
-        assert_eq!(warnings(daemon, "status"), [""; 0]);
-    }
-}
-
+/// Its replies come by another link from then on, to which a route leads.
 #[test]
 fn a_session_survives_a_change_of_routes() {
     for fast_path in FAST_PATH {
