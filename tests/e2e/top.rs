@@ -182,15 +182,6 @@ fn a_session_and_its_transfers_are_shown_while_they_happen() {
 }
 
 #[test]
-fn without_a_daemon_there_is_no_view() {
-    let mut gateway = gateway(Topology::Masquerade);
-    gateway.daemon.kill();
-    let mut view = View::start(&gateway);
-    assert_eq!(wait_for_end(&mut view.program).code(), Some(1));
-    view.wait(&["ftp-alg: no daemon answers on", "start one with `ftp-alg run`"]);
-}
-
-#[test]
 fn signals_and_a_hangup_end_the_view() {
     let gateway = gateway(Topology::Masquerade);
     for name in ["TERM", "HUP", "INT"] {
