@@ -1,9 +1,6 @@
 //! What the commands show of a daemon that runs, and what they change of it.
 
-use std::{
-    fs::Permissions,
-    os::unix::{fs::PermissionsExt, net::UnixDatagram},
-};
+use std::os::unix::net::UnixDatagram;
 
 use crate::common::*;
 
@@ -113,24 +110,6 @@ fn the_log_level_changes_while_the_daemon_runs() {
         assert_eq!(form, "0000-00-00T00:00:00.000000Z", "{line}");
         assert!(!line.contains('\u{1b}'), "{line}");
     }
-}
-
-#[test]
-fn only_root_and_its_own_user_change_a_daemon_whose_socket_is_open_to_all() {
-    let gateway = gateway(Topology::Routed);
-    let program = executable_for_everyone(&gateway.lab);
-    let socket = gateway.daemon.socket();
-    fs::set_permissions(&socket, Permissions::from_mode(0o666)).unwrap();
-    for directory in socket.ancestors().skip(1).take(2) {
-        fs::set_permissions(directory, Permissions::from_mode(0o755)).unwrap();
-    }
-    let ask = |arguments: &[&str]| {
-        let [program, socket] = [&program, &socket].map(|path| path.to_str().unwrap());
-        let words = [&AS_NOBODY[..], &[program], arguments, &["--socket", socket]].concat();
-        gateway.lab.gateway.try_run("env", &words).unwrap()
-    };
-    assert_eq!(ask(&["log-level"]).success().unwrap().stdout_text(), "info\n");
-    assert_fails(&ask(&["log-level", "debug"]), 1, "only root and the daemon's own user");
 }
 
 /// The program, with a journal for its standard error, whose socket is in `directory`.

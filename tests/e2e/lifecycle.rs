@@ -113,41 +113,40 @@ fn connections_that_conntrack_forgot_go_on() {
     }
 }
 
-/// `run`, which `under` starts, must fail with exit code 1 and say why in one line, which holds `word`.
-#[track_caller]
-fn assert_refuses(lab: &Lab, under: &[&str], word: &str) {
-    let done = run_another(lab, under, &executable_for_everyone(lab), &[], "");
-    assert_fails(&done, 1, word);
-    assert_eq!(done.stderr_text().trim_end().lines().count(), 1, "{}", done.stderr_text());
-}
-
 #[test]
-fn run_without_root_says_so() {
+fn without_root_or_nftables_it_does_not_start_and_says_why() {
     let lab = Lab::new(Topology::Routed).unwrap();
     let before = lab.gateway.ruleset().unwrap();
-    assert_refuses(&lab, &AS_NOBODY, "root");
-    assert_eq!(lab.gateway.ruleset().unwrap(), before);
+    let program = executable_for_everyone(&lab);
+    let hide = "mount -t tmpfs none /usr/sbin; \
+        [ -L /sbin ] || mount -t tmpfs none /sbin; exec \"$@\"";
+    let without_nftables = ["unshare", "--mount", "sh", "-c", hide, "sh"];
+    for (under, why) in [(&AS_NOBODY[..], "root"), (&without_nftables, "nft")] {
+        // A directory of its own, because each runs as another user.
+        let state = lab.directory().join("elsewhere").join(why);
+        let words = ["--state-dir", state.to_str().unwrap()];
+        let done = run_another(&lab, under, &program, &words, "");
+        assert_fails(&done, 1, why);
+        assert_eq!(done.stderr_text().trim_end().lines().count(), 1, "{}", done.stderr_text());
+        assert_eq!(lab.gateway.ruleset().unwrap(), before, "{why}");
+    }
 }
 
+/// Without the right to use the socket, and with it: only root and the daemon's own user change the daemon.
 #[test]
 fn a_user_without_permission_gets_an_error() {
     let gateway = gateway(Topology::Routed);
     let program = executable_for_everyone(&gateway.lab);
-    let [program, socket] =
-        [program, gateway.daemon.socket()].map(|path| path.display().to_string());
-    let words = [&AS_NOBODY[..], &[&program, "status", "--socket", &socket]].concat();
-    let done = gateway.lab.gateway.try_run("env", &words).unwrap();
-    assert_fails(&done, 1, "run this as the daemon's user");
-}
-
-#[test]
-fn run_without_nftables_says_so() {
-    let lab = Lab::new(Topology::Routed).unwrap();
-    let before = lab.gateway.ruleset().unwrap();
-    let hide = "mount -t tmpfs none /usr/sbin; \
-        [ -L /sbin ] || mount -t tmpfs none /sbin; exec \"$@\"";
-    assert_refuses(&lab, &["unshare", "--mount", "sh", "-c", hide, "sh"], "nft");
-    assert_eq!(lab.gateway.ruleset().unwrap(), before);
+    let socket = gateway.daemon.socket();
+    let [program, socket] = [&program, &socket].map(|path| path.to_str().unwrap());
+    let ask = |arguments: &[&str]| {
+        let words = [&AS_NOBODY[..], &[program], arguments, &["--socket", socket]].concat();
+        gateway.lab.gateway.try_run("env", &words).unwrap()
+    };
+    assert_fails(&ask(&["status"]), 1, "run this as the daemon's user");
+    gateway.lab.gateway.run("chmod", &["666", socket]).unwrap();
+    assert_eq!(ask(&["log-level"]).success().unwrap().stdout_text(), "info\n");
+    assert_fails(&ask(&["log-level", "debug"]), 1, "only root and the daemon's own user");
 }
 
 #[test]
