@@ -117,44 +117,6 @@ fn what_a_flushed_connection_tracker_costs_is_said() {
 }
 
 #[test]
-fn a_client_that_reuses_its_tuple_after_a_flush_is_inspected() {
-    // Where numbers are adjusted all packets are queued anyway.
-    for topology in [Topology::Masquerade, Topology::Routed] {
-        let (gateway, _server) = served(topology, "", json!({}));
-        let lab = &gateway.lab;
-        let one_port = "echo 40001 40001 > /proc/sys/net/ipv4/ip_local_port_range";
-        lab.client.shell(one_port).unwrap();
-        let first = hold(lab, (login(), ask("PORT 192,168,150,80,14,178"), gate()));
-        assert_eq!(gateway.daemon.pinholes().unwrap().len(), 1);
-
-        // Both lose the connection, as when they are switched off: no FIN and no RST is heard of it.
-        for host in [&lab.client, &lab.server] {
-            host.nft(
-                "table ip silence { chain out { type filter hook output priority 0; \
-             tcp flags & (fin | rst) != 0 drop; }; }",
-            )
-            .unwrap();
-            host.shell("ss -K -t '( sport = :21 or dport = :21 )'").unwrap();
-        }
-        first.release();
-        for host in [&lab.client, &lab.server] {
-            host.nft("delete table ip silence").unwrap();
-        }
-        let session = gateway.daemon.sessions().unwrap();
-        assert_eq!(session.len(), 1, "nobody heard that it ended: {session:?}");
-        let ports: Vec<_> = session.iter().map(|row| row["client"].to_string()).collect();
-        assert!(ports[0].contains(":40001"), "{ports:?}");
-
-        let second = talk(lab, (login(), port_transfer()));
-        assert_eq!(second.error, None);
-        let after = gateway.daemon.sessions().unwrap();
-        assert!(after.iter().all(|row| row["id"] != session[0]["id"]), "{after:?}");
-        assert_eq!(gateway.count("pinholes_opened"), 2);
-        assert_eq!(gateway.count("errors"), 0);
-    }
-}
-
-#[test]
 fn a_translated_pinhole_opens_without_a_free_descriptor() {
     // The fast path lists the interfaces each second, for which it needs a descriptor.
     let setup = "queue.fast-path = \"off\"\n";
