@@ -125,30 +125,6 @@ fn sessions_follow_changes_of_bridges() {
     }
 }
 
-/// An announcement passed on the fast path. The client makes the data connection when it is released.
-fn announced(gateway: &Gateway) -> (ScriptedServer, GatedClient) {
-    let lab = &gateway.lab;
-    let server = scripted_server(&lab.server, &json!({"body": "here it is\r\n"}));
-    let mut transfer = passive_transfer("PASV");
-    transfer.insert(2, gate());
-    let steps = (login(), ask("NOOP"), transfer);
-    let client = until_on_fast_path(gateway, ("opened", 1), || hold(lab, &steps));
-    (server, client)
-}
-
-#[test]
-fn pinholes_of_the_program_follow_changes_of_bridges() {
-    let topology = Topology::Masquerade;
-    let Some(gateway) = on(topology) else { return };
-    let (lab, daemon) = (&gateway.lab, &gateway.daemon);
-    let (_server, client) = announced(&gateway);
-    make_bridge(lab, "lan");
-    wait_for_inline(daemon, &["lan"]);
-    assert_eq!(daemon.open_pinholes().unwrap().len(), 1, "{topology}: {}", daemon.log());
-    client.release().ok_in(topology);
-    gateway.assert_tidy();
-}
-
 /// The session's packets pass neither the bridge nor its ports.
 #[test]
 fn a_new_port_of_another_bridge_moves_no_pinhole() {
@@ -159,7 +135,11 @@ fn a_new_port_of_another_bridge_moves_no_pinhole() {
     let is_attached =
         |name: &str| fast_path(daemon)["interfaces"].as_array().unwrap().contains(&json!(name));
     wait_for("new interfaces", || is_attached("first") && is_attached("second"));
-    let (_server, client) = announced(&gateway);
+    let _server = scripted_server(&lab.server, &json!({"body": "here it is\r\n"}));
+    let mut transfer = passive_transfer("PASV");
+    transfer.insert(2, gate());
+    let steps = (login(), ask("NOOP"), transfer);
+    let client = until_on_fast_path(&gateway, ("opened", 1), || hold(lab, &steps));
     let before = fast_path(daemon)["handed_back"].clone();
     // When the daemon has found the second port, it has acted upon the first one.
     for port in ["first", "second"] {
