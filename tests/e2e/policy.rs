@@ -78,18 +78,6 @@ fn warnings_of_the_configuration_are_logged_at_the_start_and_at_a_reload() {
     wait_for("the warning again", || warnings() == 2);
 }
 
-#[test]
-fn unused_pinhole_closes_in_time() {
-    for configuration in [NFTABLES, CONNTRACK] {
-        let configuration = format!("{configuration}timeout = \"4s\"\n");
-        let (gateway, _server) = served(Topology::Masquerade, &configuration, json!({}));
-        let client = hold(&gateway.lab, announced(&[]));
-        assert_eq!(gateway.daemon.pinholes().unwrap().len(), 1);
-        gateway.daemon.wait_for_no_pinholes(Duration::from_secs(10)).unwrap();
-        client.release().ok();
-    }
-}
-
 /// As with the kernel's helper.
 #[test]
 fn a_refused_syn_consumes_its_pinhole() {
