@@ -66,32 +66,29 @@ fn only_control_connections_pass(spec: LabSpec) {
     }
 }
 
-/// A packet whose TCP checksum should be 0 and is `said`.
-fn packet_with_checksum(said: u16) -> Vec<u8> {
-    const CHECKSUM: usize = 20 + 16;
-    let packet = |content: [u8; 2]| {
-        let mut bytes = Vec::new();
-        PacketBuilder::ipv4([192, 0, 2, 1], [192, 0, 2, 2], 64)
-            .tcp(4000, 21, 1, 1000)
-            .write(&mut bytes, &content)
-            .unwrap();
-        bytes
-    };
-    // With the checksum of all else as its content, a packet has the checksum 0.
-    let rest = packet([0, 0]);
-    let mut bytes = packet([rest[CHECKSUM], rest[CHECKSUM + 1]]);
-    assert_eq!(bytes[CHECKSUM..CHECKSUM + 2], [0, 0]);
-    bytes[CHECKSUM..CHECKSUM + 2].copy_from_slice(&said.to_be_bytes());
+/// A packet with the content `content`, and `said` for its TCP checksum if that is something.
+fn packet(content: [u8; 2], said: Option<u16>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let packet = PacketBuilder::ipv4([192, 0, 2, 1], [192, 0, 2, 2], 64).tcp(4000, 21, 1, 1000);
+    packet.write(&mut bytes, &content).unwrap();
+    if let Some(said) = said {
+        bytes[CHECKSUM].copy_from_slice(&said.to_be_bytes());
+    }
     bytes
 }
+
+/// Where a packet of [`packet`] has its checksum.
+const CHECKSUM: std::ops::Range<usize> = 36..38;
 
 #[test]
 fn a_checksum_of_all_ones_is_as_good_as_zero_and_others_are_wrong() {
     let file = tempfile::NamedTempFile::with_suffix(".pcap").unwrap();
     let header = PcapHeader { datalink: DataLink::RAW, ..PcapHeader::default() };
     let mut writer = PcapWriter::with_header(File::create(file.path()).unwrap(), header).unwrap();
-    for said in [0, 0xffff, 0x1234] {
-        let bytes = packet_with_checksum(said);
+    // With the checksum of all else as its content, a packet has the checksum 0.
+    let content = packet([0, 0], None)[CHECKSUM].try_into().unwrap();
+    for said in [None, Some(0xffff), Some(0x1234)] {
+        let bytes = packet(content, said);
         let packet = PcapPacket::new(Duration::ZERO, u32::try_from(bytes.len()).unwrap(), &bytes);
         writer.write_packet(&packet).unwrap();
     }
