@@ -12,6 +12,10 @@ const TWO: &str = "0000000000003000";
 const NONE: &str = "0000000000000000";
 const NOBODY: u32 = 65534;
 const OUTSIDE: &str = "198.51.100.1";
+/// Starts `"$@"` as the package's unit does, for a fast path.
+const AS_UNIT: &str = "setpriv --reuid=65534 --regid=65534 --clear-groups \
+     --inh-caps=-all,+net_admin,+net_raw,+bpf,+perfmon \
+     --ambient-caps=-all,+net_admin,+net_raw,+bpf,+perfmon \"$@\"";
 
 /// The lines of `status` of every thread of a process, as `(key, value)`, without those that end meanwhile.
 fn threads(process: u32) -> Vec<Vec<(String, String)>> {
@@ -64,8 +68,14 @@ fn assert_works_confined(start: &str, uid: u32) {
     let lab = Lab::new(Topology::PublishedServer).unwrap();
     let firewall = lab.gateway.ruleset().unwrap();
     let home = lab.directory().join("gateway-ftp-alg");
+    // With file capabilities (`setcap`) anyone who may run the program chooses its environment.
+    let own = lab.directory().join("own");
+    fs::create_dir(&own).unwrap();
+    let nft = shell_program(&lab.gateway, "nft", "echo chosen by PATH >&2; exit 1");
+    fs::copy(nft, own.join("nft")).unwrap();
     // So that what others remove is loaded again, by the broker.
-    let program = starter(&lab, &format!("export FTP_ALG_TABLE_OWNER=no\n{start}"));
+    let environment = format!("FTP_ALG_TABLE_OWNER=no LD_BIND_NOW=1 PATH={}:$PATH", own.display());
+    let program = starter(&lab, &format!("export {environment}\n{start}"));
     let names = json!({ NAME: {"A": [OUTSIDE], "ttl": 1} });
     let dns = NameServer::start(&lab.gateway, &program, &names);
     let configuration =
@@ -85,6 +95,9 @@ fn assert_works_confined(start: &str, uid: u32) {
     for process in [keeper, child(keeper)] {
         assert_status(process, &[&both[..], groups].concat());
     }
+    let environment = fs::read(format!("/proc/{}/environ", child(keeper))).unwrap();
+    assert_eq!(String::from_utf8_lossy(&environment), "");
+    assert!(!daemon.log().contains("chosen by PATH"), "{}", daemon.log());
     assert_eq!(daemon.status().unwrap()["unconfined"], json!([]), "{}", daemon.log());
     let state = fs::metadata(home.join("state")).unwrap();
     assert_eq!((state.uid(), state.mode() & 0o022), (uid, 0));
@@ -149,12 +162,9 @@ fn with_a_fast_path_it_keeps_two_capabilities_as_well() {
             "export home; chown -R {NOBODY} $home; exec unshare --mount sh -c '{mount}' sh \"$@\""
         )
     };
-    let caps = "-all,+net_admin,+net_raw,+bpf,+perfmon";
-    // As the unit does.
     let as_user = format!(
         "mkdir -p $home/state/bpf && mount -t bpf -o mode=700 none $home/state/bpf && \
-         chown {NOBODY} $home/state/bpf && exec setpriv --reuid={NOBODY} --regid={NOBODY} \
-         --clear-groups --inh-caps={caps} --ambient-caps={caps} \"$@\""
+         chown {NOBODY} $home/state/bpf && exec {AS_UNIT}"
     );
     let root = "chown -R 0 $home; exec \"$@\"";
     let nobody = "exec \"$@\" --user nobody";
@@ -230,10 +240,8 @@ fn a_fast_path_belongs_to_the_user_that_it_is_loaded_for() {
         "mount -t bpf -o mode=755 bpf /sys/fs/bpf; cd /sys/fs/bpf; mkdir -m 700 ftp-alg; \
          chown 65534 ftp-alg",
     );
-    let caps = "-all,+net_admin,+net_raw,+bpf,+perfmon";
     let start = format!(
-        "chown -R {NOBODY} $home; exec nsenter --mount=/proc/{}/ns/mnt setpriv --reuid={NOBODY} \
-         --regid={NOBODY} --clear-groups --inh-caps={caps} --ambient-caps={caps} \"$@\"",
+        "chown -R {NOBODY} $home; exec nsenter --mount=/proc/{}/ns/mnt {AS_UNIT}",
         keeper.id()
     );
     let program = starter(&lab, &start);
@@ -282,24 +290,6 @@ fn a_daemon_that_does_not_start_leaves_no_fast_path() {
     let said = run_another(&lab, &[], &program, &[], FAST_PATH).stderr_text();
     assert!(said.contains("queue 2100 is taken by another program"), "{said}");
     assert!(said.ends_with("looked\n") && !said.contains("/sys/fs/bpf/ftp-alg/"), "{said}");
-}
-
-/// With file capabilities (`setcap`) anyone who may run the program chooses its environment.
-#[test]
-fn the_environment_chooses_no_program_and_reaches_none() {
-    let lab = Lab::new(Topology::Routed).unwrap();
-    let own = lab.directory().join("own");
-    fs::create_dir(&own).unwrap();
-    for name in ["nft", "iptables-nft-save", "iptables-save", "iptables"] {
-        let program = shell_program(&lab.gateway, name, "echo chosen by PATH >&2; exit 1");
-        fs::copy(program, own.join(name)).unwrap();
-    }
-    let start = format!("PATH={}:$PATH LD_BIND_NOW=1 exec \"$@\"", own.display());
-    let daemon = Daemon::start(&starter(&lab, &start), &lab.gateway, "").unwrap();
-    assert!(lab.gateway.ruleset().unwrap().contains("table inet ftp_alg"));
-    assert!(!daemon.log().contains("chosen by PATH"), "{}", daemon.log());
-    let environment = fs::read(format!("/proc/{}/environ", child(child(daemon.id())))).unwrap();
-    assert_eq!(String::from_utf8_lossy(&environment), "");
 }
 
 fn send(process: u32, signal: Signal) {
