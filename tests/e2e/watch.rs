@@ -1,6 +1,6 @@
 //! `ftp-alg watch`: what the gateway would do with the traffic of an interface, while nothing is changed.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, process::Command};
 
 use crate::common::*;
 
@@ -22,6 +22,11 @@ impl Watch {
         let rows = log.lines().filter(|line| line.starts_with('{') && line.ends_with('}'));
         let rows = rows.map(|row| serde_json::from_str::<Value>(row).unwrap());
         rows.filter(|row| (row["event"] == "transfer") == are_transfers).collect()
+    }
+
+    fn signal(&self, name: &str) {
+        let id = self.0.id().to_string();
+        assert!(Command::new("kill").args(["-s", name, &id]).status().unwrap().success());
     }
 
     /// Ends it as a service manager does. Returns what it printed.
@@ -182,9 +187,6 @@ fn packets_have_the_time_at_which_they_passed() {
     let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
     server.put("file", b"12345").unwrap();
     let watch = Watch::start(lab, lab.client_side(), &["--json", "--transfers"]);
-    let signal = |name: &str| {
-        lab.gateway.run("kill", &["-s", name, &watch.0.id().to_string()]).unwrap();
-    };
     let retrieve = [say("TYPE I"), reply(), say("EPSV"), reply(), dial(), say("RETR pub/file")];
     let end = [reply(), gate(), drain(), reply()];
     let transfer = [&retrieve[..], &end].concat();
@@ -192,11 +194,11 @@ fn packets_have_the_time_at_which_they_passed() {
     // The kernel has the times from the first packet on.
     assert_eq!(download().release().error, None);
     wait_for("a transfer", || watch.rows(true).len() == 1);
-    signal("STOP");
+    watch.signal("STOP");
     let client = download();
     thread::sleep(Duration::from_millis(1100));
     assert_eq!(client.release().error, None);
-    signal("CONT");
+    watch.signal("CONT");
     wait_for("the other transfer", || watch.rows(true).len() == 2);
     let row = &watch.rows(true)[1];
     assert_eq!(row["bytes"], 5, "{row}");
@@ -208,13 +210,10 @@ fn packets_have_the_time_at_which_they_passed() {
 fn a_watch_that_reads_too_slowly_counts_what_it_missed() {
     let lab = lab_for(Topology::Masquerade, "");
     let watch = Watch::start(&lab, lab.client_side(), &[]);
-    let signal = |name: &str| {
-        lab.gateway.run("kill", &["-s", name, &watch.0.id().to_string()]).unwrap();
-    };
-    signal("STOP");
+    watch.signal("STOP");
     // Each of these connections is a SYN at least.
     lab.client.scan(lab.server_address(V4), "10000-29999").unwrap();
-    signal("CONT");
+    watch.signal("CONT");
     let text = watch.end();
     assert!(text.contains("packets, because ftp-alg read too slowly"), "{text}");
     assert!(text.lines().any(|line| line.starts_with("dropped by the kernel")), "{text}");
