@@ -28,10 +28,9 @@ impl Decider<'_> {
     /// Opens a pinhole for an announcement, at the first external port that is free, or decides why not.
     pub(super) fn decide(&mut self, line: &AnnouncedLine) -> Action {
         let endpoint = self.endpoint(line);
-        let decision = match self.open(line, endpoint) {
-            Ok(decision) => decision,
-            Err(none) => self.unopened_decision(line, endpoint.ok(), none),
-        };
+        let opened = self.open(line, endpoint);
+        let decision =
+            opened.unwrap_or_else(|none| self.unopened_decision(line, endpoint.ok(), none));
         self.report(decision)
     }
 
