@@ -753,31 +753,21 @@ impl DirectionReader<'_> {
             CommandMeaning::Announcement => {
                 let (kind, parsed) = announcement(&command?)?;
                 let announced = self.announced_line(kind, parsed, true, text);
-                self.decide_command(announced, text, bytes)
+                match self.handler.on_announcement(&announced) {
+                    Action::Refuse(reason) => cross_out_command(self.dialogue, text, bytes, reason),
+                    Action::Pass => {
+                        self.dialogue.note_announcement(false);
+                        None
+                    }
+                    Action::Open { endpoint, padding } => {
+                        self.dialogue.note_announcement(true);
+                        announced.parsed.ok()?.edit(endpoint, padding)
+                    }
+                }
             }
             CommandMeaning::Auth => {
                 self.report_refused(RefusedLine::Auth);
                 cross_out_command(self.dialogue, text, bytes, RefusalReason::AuthTls)
-            }
-        }
-    }
-
-    /// The edit of a client's announcement, of which no byte has been forwarded. A refused announcement is crossed out.
-    fn decide_command(
-        &mut self,
-        announced: AnnouncedLine,
-        text: &Text<'_>,
-        line: &[u8],
-    ) -> LineEdit {
-        match self.handler.on_announcement(&announced) {
-            Action::Refuse(reason) => cross_out_command(self.dialogue, text, line, reason),
-            Action::Pass => {
-                self.dialogue.note_announcement(false);
-                None
-            }
-            Action::Open { endpoint, padding } => {
-                self.dialogue.note_announcement(true);
-                announced.parsed.ok()?.edit(endpoint, padding)
             }
         }
     }
