@@ -47,15 +47,10 @@ pub fn reply_line_end(line: &[u8], text: &Text<'_>) -> LineEnd {
 }
 
 fn end_unless(line: &[u8], text: &Text<'_>, is_ambiguous: impl Fn(&[u8]) -> bool) -> LineEnd {
-    let (start, end) = match line.strip_suffix(b"\r\n") {
-        Some(start) => (start, LineEnd::Plain),
-        None => match line.strip_suffix(b"\n") {
-            Some(start) => (start, LineEnd::Lf),
-            None => return LineEnd::Ambiguous,
-        },
-    };
+    let Some(line) = line.strip_suffix(b"\n") else { return LineEnd::Ambiguous };
+    let end = if line.ends_with(b"\r") { LineEnd::Plain } else { LineEnd::Lf };
     let has_control = text.has_control_bytes(); // rare
-    if has_control && is_ambiguous(without_crs(start)) { LineEnd::Ambiguous } else { end }
+    if has_control && is_ambiguous(without_crs(line)) { LineEnd::Ambiguous } else { end }
 }
 
 /// `text` without the CRs at its end.

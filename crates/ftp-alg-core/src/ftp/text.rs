@@ -212,13 +212,9 @@ fn is_graphic(byte: Option<&u8>) -> bool {
 /// The range of `line` without its line end and the blanks at both ends.
 #[inline]
 fn readable_range(line: &[u8]) -> Range<usize> {
-    let (mut start, mut end) = (0, line.len());
-    while end > 0 && (line[end - 1] == b'\n' || is_blank(line[end - 1])) {
-        end -= 1;
-    }
-    while start < end && is_blank(line[start]) {
-        start += 1;
-    }
+    let is_readable = |byte: &u8| *byte != b'\n' && !is_blank(*byte);
+    let end = line.iter().rposition(is_readable).map_or(0, |last| last + 1);
+    let start = line[..end].iter().position(|byte| !is_blank(*byte)).unwrap_or(end);
     start..end
 }
 
