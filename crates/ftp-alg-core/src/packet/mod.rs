@@ -176,9 +176,6 @@ impl<'a> Packet<'a> {
     /// The timestamps option: the sender's clock, and the echo of the receiver's (RFC 7323).
     #[inline]
     pub fn timestamps(&self) -> Option<(u32, u32)> {
-        if self.payload_offset == self.tcp_offset + 20 {
-            return None; // no options
-        }
         let at = self.option(OPTION_TIMESTAMPS, 10)?.start;
         let long = |i: usize| u32::from_be_bytes(self.bytes[i..i + 4].try_into().unwrap_or([0; 4]));
         Some((long(at), long(at + 4)))
