@@ -58,7 +58,7 @@ impl Decision {
     }
 }
 
-/// What happened, in words. They are a part of the event's text, and no field.
+/// What happened, in words. The words are a part of the event's text, and no field of its JSON.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Words(pub Cow<'static, str>);
 
@@ -77,18 +77,18 @@ impl Serialize for Words {
 /// How important an event is: the level of its line in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
-    /// For who looks into one session.
+    /// Details of one session.
     Debug,
-    /// What is to be expected.
+    /// Normal operation.
     Info,
-    /// What may have to be looked after.
+    /// Something that may need the operator.
     Warn,
-    /// What the daemon cannot do.
+    /// Something that the daemon cannot do.
     Error,
 }
 
 impl Level {
-    /// The word for it.
+    /// The name of the level in the log.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Debug => "debug",
@@ -99,14 +99,14 @@ impl Level {
     }
 }
 
-/// What is to be said of all events of a kind.
+/// The description of a kind of event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EventDescription {
     /// The field `event` of its JSON.
     pub name: &'static str,
     /// The level of its lines.
     pub level: Level,
-    /// Several of them, in words.
+    /// The plural, in words.
     pub several: &'static str,
     /// What has happened, in Markdown.
     pub means: &'static str,
@@ -120,8 +120,8 @@ macro_rules! event_kinds {
         #[event($name:literal, $level:ident, $several:literal, $remedy:literal)]
         $kind:ident $(($data:ty))?,
     )+) => {
-        /// The kind of an event, with its fields. This is all that is said of it: the log, the JSON, the help and
-        /// docs/events.md are made from it.
+        /// The kind of an event, with its fields. The log, the JSON, the help and docs/events.md are made from this
+        /// list.
         #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
         #[serde(untagged)]
         pub enum EventKind {
@@ -138,7 +138,7 @@ macro_rules! event_kinds {
                 remedy: $remedy,
             }),+];
 
-            /// What is to be said of all events of this kind.
+            /// The description of this kind.
             pub fn description(&self) -> &'static EventDescription {
                 enum Place { $($kind),+ }
                 let place = match self { $(Self::$kind { .. } => Place::$kind,)+ };
@@ -251,7 +251,7 @@ pub struct UnusedPinhole {
     /// Why it was closed; empty if it expired.
     #[serde(rename = "reason", skip_serializing_if = "str::is_empty")]
     pub why: &'static str,
-    /// When it was opened, if not by an earlier daemon, and closed, if that is known.
+    /// When it was opened, `None` if by an earlier daemon, and when it was closed, `None` if unknown.
     #[serde(skip)]
     pub lifetime: [Option<Instant>; 2],
 }
@@ -273,18 +273,19 @@ pub struct MissingConnection {
     /// The ends of its pinhole.
     #[serde(flatten)]
     pub ends: PinholeEnds,
-    /// Who does not answer whom. The engine does not know; who has the packets of data connections does.
+    /// Which end does not answer the other. The engine leaves it empty. The host, which sees packets of data
+    /// connections, sets it.
     pub reason: String,
-    /// Whether it is one of an encrypted session.
+    /// Whether its session is encrypted.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub encrypted: bool,
-    /// Whether its server has passive ports, and this is none of them.
+    /// Whether its server has passive ports, and the connection goes to another port.
     #[serde(skip)]
     pub misses_range: bool,
 }
 
 impl MissingConnection {
-    /// One of a session that can be read.
+    /// A missing connection of a session that is not encrypted.
     pub fn new(ends: PinholeEnds, reason: String) -> Self {
         Self { ends, reason, encrypted: false, misses_range: false }
     }
@@ -293,10 +294,10 @@ impl MissingConnection {
 /// Packets with an end's address that arrive where no route to it leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Stray {
-    /// Whether all packets of the end do, so that the session opens nothing.
+    /// Whether all packets of the end arrive there, so that the session opens nothing.
     #[serde(skip)]
     pub has_no_route: bool,
-    /// What comes of it.
+    /// The consequence, in words.
     #[serde(skip)]
     pub text: &'static str,
 }
@@ -324,7 +325,7 @@ impl EventKind {
         }
     }
 
-    /// That of this transfer.
+    /// The kind of event that reports this transfer.
     pub fn of_transfer(transfer: Box<Transfer>) -> Self {
         match transfer.result {
             TransferResult::Waiting => Self::TransferWaiting(transfer),
@@ -333,7 +334,7 @@ impl EventKind {
         }
     }
 
-    /// The transfer, if it is of one.
+    /// The transfer that the event reports, if any.
     fn transfer(&self) -> Option<&Transfer> {
         match self {
             Self::Transfer(transfer)
@@ -343,7 +344,7 @@ impl EventKind {
         }
     }
 
-    /// The transfer, if it is one that has ended.
+    /// The ended transfer that the event reports, if any.
     pub fn ended_transfer(&self) -> Option<&Transfer> {
         match self {
             Self::TransferWaiting(_) => None,
@@ -352,7 +353,7 @@ impl EventKind {
     }
 }
 
-/// An event on one control connection, of any kind or of this one.
+/// An event on one control connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event<Kind = EventKind> {
     /// The session number, from 1.
@@ -361,14 +362,14 @@ pub struct Event<Kind = EventKind> {
     pub client: SocketAddr,
     /// The server.
     pub server: SocketAddr,
-    /// The user, whose name is escaped, if a login was seen; or the one that was refused.
+    /// The user of the last login, or of a refused one, if known. The name is escaped.
     pub user: Option<Arc<str>>,
     /// The kind of event, with its data.
     pub kind: Kind,
 }
 
 impl<Kind> Event<Kind> {
-    /// The event of which that kind becomes another one.
+    /// Converts the kind of the event.
     pub fn map<Other>(self, become_other: impl FnOnce(Kind) -> Other) -> Event<Other> {
         let Self { session, client, server, user, kind } = self;
         Event { session, client, server, user, kind: become_other(kind) }
@@ -504,16 +505,16 @@ pub struct Events {
 pub struct OmittedEvents {
     /// All of them.
     pub all: u64,
-    /// Those that are transfers that have ended.
+    /// Those that report ended transfers.
     pub ended_transfers: u64,
 }
 
 /// Limit of stored events. One segment can contain hundreds of commands. The ring buffer of the fast path can have 4854
 /// lines, for example after a restart.
 pub(super) const MAX_EVENTS: usize = 6144;
-/// From so many on, no session has more than a part of the rest.
+/// When so many events are stored, each session has a quarter of the rest at most.
 const SHARED: usize = MAX_EVENTS / 2;
-/// Room for events that stays for the next ones.
+/// Capacity that is reused for later events.
 const RETAINED_EVENTS: usize = 1024;
 /// Limit of the events of a session's end: of its transfers, of its eight pinholes, and of itself.
 const MAX_OF_END: usize = crate::engine::activity::MAX_PENDING + 8 + 1;
@@ -527,7 +528,7 @@ impl Events {
         }
     }
 
-    /// Adds an event if its session has not taken more than a part of the room for many.
+    /// Adds an event unless its session has used its part of the rest.
     #[cold]
     fn push_if_shared(&mut self, event: Event) {
         let of_session = self.list[SHARED..].iter().filter(|one| one.session == event.session);
@@ -548,7 +549,7 @@ impl Events {
         self.list.len() + MAX_OF_END <= MAX_EVENTS
     }
 
-    /// Takes the stored events and the omitted ones. The next ones are stored in the memory of `emptied`, but for the room
+    /// Takes the stored events and the omitted ones. Later events reuse the memory of `emptied`, but for the room
     /// that is seldom needed.
     pub fn replace(&mut self, mut emptied: Vec<Event>) -> (Vec<Event>, OmittedEvents) {
         emptied.clear();

@@ -1,13 +1,16 @@
-//! Open ranges: an encrypted session announces nothing that can be read, so its client may connect to all passive ports of
-//! its server while it lives.
+//! Open ranges. The announcements of an encrypted session cannot be read, so its client may connect to all passive
+//! ports of its server until the session ends.
 //!
-//! Two sessions of a client with a server share one, and it goes with the last. The kernel has it on behalf of the first,
-//! whose translation counts. Two servers behind one address look the same to the rules, so the second one's stays closed
-//! until the first one's goes. A range that the kernel refuses is tried again.
+//! Sessions of one client with one server share a range. The kernel has the range with the translation of the first
+//! session, until the last session has ended. The rules cannot tell two servers behind one address
+//! apart, so the range of the second server stays closed until the range of the first is closed. A range that the
+//! kernel refuses is requested again.
 //!
-//! The range of a server without the setting has no ports: nothing is open, and the kernel logs what its client tries.
+//! The range of a server without passive ports in the configuration is empty: the kernel opens nothing, and logs what
+//! the client tries.
 //!
-//! Invariant: the kernel has a range only while a session holds it, or for [`LIFETIME`] behind the last renewal.
+//! Invariant: the kernel has a range only while a session holds the range, or until [`LIFETIME`] after the last
+//! renewal.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -25,24 +28,24 @@ use crate::{
     policy::PassivePorts,
 };
 
-/// How long the kernel has a range without a renewal: a daemon that is killed, and not started again, renews none.
+/// How long the kernel has a range without a renewal. A daemon that was killed renews none.
 pub const LIFETIME: Duration = Duration::from_secs(120);
-/// How often each is renewed.
+/// Interval at which each range is renewed.
 const RENEWAL_INTERVAL: Duration = Duration::from_secs(30);
-/// How long copies of packets may be on their way to those who ask for the session of a data connection.
+/// How long the copy of a packet may be on its way to a [`RangeFinder`].
 const COPIES_WAIT: Duration = Duration::from_secs(2);
-/// Limit of the ranges that are stored so long.
+/// Limit of former holders that are stored.
 const MAX_FORMER: usize = 1024;
-/// Limit of sessions that one look is about: of more, it takes several to find that their control connections are gone, and of
-/// more than 30,000 ranges close for a while because they are renewed too late.
+/// Limit of sessions in one [look](Ranges::look_at). With more sessions, it takes several looks to find that a
+/// control connection is gone. With more than 30,000, ranges are renewed too late, and are closed for a while.
 const MAX_LOOKUPS: usize = 256;
 
 /// The ports of a server to which a client may connect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OpenRange {
-    /// The translation of the control connection, which data connections have as well.
+    /// The translation of the control connection, and of its data connections.
     pub control: Translation,
-    /// The ports, with destination translation the same on both sides.
+    /// The ports. Destination translation does not change them.
     pub ports: PassivePorts,
 }
 
@@ -58,19 +61,19 @@ struct Holder {
 /// The ranges of all shards.
 #[derive(Default)]
 struct SharedRanges {
-    /// Their holders, at least one for each, by [key](OpenRange::key).
+    /// The holders of each range, at least one, by [key](OpenRange::key).
     open: BTreeMap<(IpAddr, IpAddr), Vec<Holder>>,
-    /// The last former holders, and since when a finder knows of the end.
+    /// Holders whose sessions have ended, with the time of the first [`RangeFinder::forget`] after that.
     former: VecDeque<(Option<Instant>, Holder)>,
 }
 
 impl SharedRanges {
-    /// The holder on whose behalf the kernel has the range with this key.
+    /// The holder whose translation the kernel has with the range of this key.
     fn first(&self, key: (IpAddr, IpAddr)) -> Option<&Holder> {
         self.open.get(&key)?.first()
     }
 
-    /// Removes a holder. Returns it, and whether it was the first.
+    /// Removes the holder with this session. Returns the holder, and whether it was the first.
     fn remove_holder(&mut self, session: u64, range: &OpenRange) -> Option<(Holder, bool)> {
         let holders = self.open.get_mut(&range.key())?;
         let at = holders.iter().position(|one| one.session == session)?;
@@ -86,9 +89,9 @@ impl SharedRanges {
 #[derive(Default)]
 pub struct Ranges {
     all: Arc<Mutex<SharedRanges>>,
-    /// Those of the sessions in these table slots.
+    /// The ranges of sessions, by table slot.
     of: BTreeMap<u32, HeldRange>,
-    /// Those of ended sessions, until they are closed.
+    /// The ranges of ended sessions, until [`Ranges::send_closings`].
     released: Vec<HeldRange>,
     /// The table slot behind the last one whose control connection was looked up.
     next: u32,
@@ -99,10 +102,10 @@ fn lock(all: &Mutex<SharedRanges>) -> MutexGuard<'_, SharedRanges> {
     all.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The kernel opens the first holder's range with the key of `range`, or closes that range if nobody holds it.
+/// Opens in the kernel the first holder's range with the key of `range`. Closes that range if nobody holds it.
 ///
-/// Others take the lock during the transaction. If they change who is the first, this transaction may come behind theirs, so
-/// it is followed by another one.
+/// The lock is not held during the transaction. If another thread changes the first holder meanwhile, the kernel may
+/// carry out the two transactions in either order, so a further transaction follows.
 fn apply(
     all: &Mutex<SharedRanges>,
     range: &OpenRange,
@@ -121,12 +124,12 @@ fn apply(
     }
 }
 
-/// What one session holds.
+/// The range of one session.
 struct HeldRange {
     session: u64,
     range: OpenRange,
     state: RangeState,
-    /// Whether an event said that it is open.
+    /// Whether the last event about the range said that it is open.
     is_reported: bool,
 }
 
@@ -135,7 +138,8 @@ struct HeldRange {
 enum RangeState {
     /// Opened or renewed at this time.
     Open(Instant),
-    /// Closed until conntrack has the control connection, and no session with another server has the place.
+    /// Closed until conntrack knows the control connection, and no session with another server holds a range with
+    /// this key.
     Closed,
     /// Closed because conntrack has forgotten the control connection.
     Forgotten,
@@ -157,7 +161,7 @@ pub struct EncryptedConnection {
 }
 
 impl RangeFinder {
-    /// The data connection between an initiator and a target, as the filter chains see them, if that is of an open range.
+    /// The data connection from `initiator` to `target`, as the filter chains see them, if an open range admits it.
     pub fn find(&self, initiator: IpAddr, target: SocketAddr) -> Option<EncryptedConnection> {
         let all = lock(&self.0);
         let of_client = all.open.range((initiator, LOWEST)..=(initiator, HIGHEST));
@@ -178,8 +182,8 @@ impl RangeFinder {
         former.retain(|(since, _)| since.is_none_or(|since| now < since + COPIES_WAIT));
     }
 
-    /// The connection that a client with an encrypted session there tried to make to what it `dialled`, if the rules did
-    /// not admit it.
+    /// The connection of `client` to `dialled` that the rules did not admit, if the client has an encrypted session
+    /// with that address.
     pub(super) fn find_tried(
         &self,
         client: IpAddr,
@@ -221,21 +225,21 @@ pub(super) enum NotAdmitted {
     NoPorts,
     /// It goes to another port.
     OtherPort,
-    /// Its client has as many as the limit says.
+    /// Its client is at the limit of data connections.
     OverLimit,
 }
 
 /// Why a range was not opened.
 #[derive(Debug)]
 pub enum RangeNotOpened {
-    /// The client has a session with this server, which it reaches by the same address.
+    /// The client has a session with this other server, which clients reach by the same address.
     OtherServer(IpAddr),
     /// The kernel refused it.
     Kernel(KernelError),
 }
 
 impl OpenRange {
-    /// The client and the address that it dialled, by which the rules find it.
+    /// The client, and the address that the client dialled. The rules find the range by these two.
     pub fn key(&self) -> (IpAddr, IpAddr) {
         (self.control.client.ip(), self.control.server_external.ip())
     }
@@ -251,7 +255,7 @@ impl OpenRange {
     }
 }
 
-/// As in the configuration: `50000-50100, 60000`.
+/// Ports as in the configuration: `50000-50100, 60000`.
 pub struct PortsText<'p>(pub &'p [RangeInclusive<u16>]);
 
 impl fmt::Display for PortsText<'_> {
@@ -311,12 +315,12 @@ impl From<&OpenRange> for RangeInfo {
 }
 
 impl Ranges {
-    /// None, of another shard.
+    /// The ranges of another shard: none.
     pub fn new_shard(&self) -> Self {
         Self { all: Arc::clone(&self.all), ..Self::default() }
     }
 
-    /// What finds the sessions of data connections, of all shards.
+    /// The finder of the encrypted sessions of all shards.
     pub fn finder(&self) -> RangeFinder {
         RangeFinder(Arc::clone(&self.all))
     }
@@ -333,8 +337,8 @@ impl Ranges {
         self.of.get(&owner).map(|held| &held.range)
     }
 
-    /// Opens a `range` for a `session`, unless another one of its client has it open. After an error a later
-    /// [look](Self::look_at) tries it again.
+    /// Opens `range` for `session`, unless another session of the client has it open. After an error, a later
+    /// [look](Self::look_at) tries again.
     pub fn open(
         &mut self,
         now: Instant,
@@ -348,7 +352,7 @@ impl Ranges {
         opened
     }
 
-    /// Adds a holder, the first of which has the kernel open the range.
+    /// Adds a holder. The first holder opens the range in the kernel.
     fn join(
         &self,
         now: Instant,
@@ -381,13 +385,13 @@ impl Ranges {
         self.of.insert(owner, HeldRange { session, range, state, is_reported: true });
     }
 
-    /// Takes over what the session in the slot `from` of `other` has, for the slot `owner`.
+    /// Moves the range of the session in the slot `from` of `other` to the slot `owner`.
     pub fn adopt(&mut self, owner: u32, other: &mut Self, from: u32) {
         self.of.extend(other.of.remove(&from).map(|held| (owner, held)));
     }
 
-    /// Releases the range of the session in the table slot `owner`. It is closed if no other session holds it. Returns the
-    /// range if it was reported as open.
+    /// Releases the range of the session in the table slot `owner`. [`Self::send_closings`] closes the range if no
+    /// other session holds it. Returns the range if the last event said that it is open.
     pub fn close(&mut self, owner: u32) -> Option<RangeInfo> {
         let held = self.of.remove(&owner)?;
         let is_reported = held.is_reported && held.range.has_ports();
@@ -408,7 +412,8 @@ impl Ranges {
         std::mem::take(&mut self.errors)
     }
 
-    /// Closes the range, or has the next session that holds it open it.
+    /// Removes the session from the holders of `range`. If the session was the first holder, opens the range for the
+    /// next one, or closes it.
     fn release(&mut self, session: u64, range: &OpenRange, kernel: &mut dyn Kernel) {
         let mut all = lock(&self.all);
         let Some((holder, was_first)) = all.remove_holder(session, range) else { return };
@@ -469,7 +474,7 @@ impl Ranges {
         Ok(())
     }
 
-    /// Renews a range, if the kernel has it on behalf of this holder.
+    /// Renews the range if this session is its first holder.
     fn renew(
         all: &Mutex<SharedRanges>,
         held: &HeldRange,
@@ -479,8 +484,8 @@ impl Ranges {
         if first == Some(held.session) { apply(all, &held.range, kernel) } else { Ok(()) }
     }
 
-    /// The range of this session if it has ports, and is open or forgotten while the last event said otherwise. An event is
-    /// to say so: whether it is open.
+    /// The range of this session, and whether it is open, if the last event said otherwise. The caller reports the
+    /// change. A range without ports has no events.
     pub fn take_change(&mut self, owner: u32) -> Option<(RangeInfo, bool)> {
         let held = self.of.get_mut(&owner).filter(|held| held.range.has_ports())?;
         let is_open = match held.state {
@@ -492,7 +497,7 @@ impl Ranges {
         (was_reported != is_open).then(|| (RangeInfo::from(&held.range), is_open))
     }
 
-    /// Retries with the next look the ranges that the kernel refused, because its table is another one.
+    /// Marks refused ranges as closed, so that the next look requests them from the kernel's new table.
     pub fn forget_refusals(&mut self) {
         for held in self.of.values_mut() {
             if let RangeState::Refused(_) = held.state {
@@ -509,7 +514,7 @@ impl Ranges {
         }
     }
 
-    /// The table slots of the sessions that hold one.
+    /// The table slots of the sessions that hold a range.
     pub fn owners(&self) -> Vec<u32> {
         self.of.keys().copied().collect()
     }
@@ -525,7 +530,7 @@ mod tests {
     /// What the kernel of several workers has open.
     type Open = RefCell<Vec<OpenRange>>;
 
-    /// One worker's view of it: something happens before the next change.
+    /// One worker's view of that kernel. The closure runs before the next change.
     struct View<'a>(&'a Open, Option<Box<dyn FnOnce() + 'a>>);
 
     impl View<'_> {
@@ -579,7 +584,7 @@ mod tests {
         OpenRange { control, ports: Arc::new([50000..=50009]) }
     }
 
-    /// They look for the sessions of data connections, or open other ranges.
+    /// Others look for the sessions of data connections, or open other ranges.
     #[test]
     fn others_do_not_wait_for_a_transaction() {
         let (now, open, mut ranges) = (Instant::now(), Open::default(), Ranges::default());
@@ -605,7 +610,7 @@ mod tests {
         assert_eq!(*open.borrow(), []);
     }
 
-    /// As in the rules that two servers behind one address have.
+    /// The rules cannot tell two servers behind one address apart.
     #[test]
     fn a_session_with_another_server_at_the_address_waits_for_the_end_of_the_first() {
         let (now, open, mut ranges) = (Instant::now(), Open::default(), Ranges::default());
@@ -624,7 +629,7 @@ mod tests {
         assert_eq!(ranges.take_change(1), Some((RangeInfo::from(&second), true)));
     }
 
-    /// The closing of one worker comes behind the opening of another one, or the other way round.
+    /// The closing by one worker overlaps the opening by another one, or the other way round.
     #[test]
     fn the_last_transaction_is_about_the_last_holder() {
         let (now, open, mut ranges) = (Instant::now(), Open::default(), Ranges::default());

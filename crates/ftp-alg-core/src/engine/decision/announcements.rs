@@ -1,4 +1,4 @@
-//! Announcements: each is opened if it is permitted, and the decision is reported.
+//! Decides about announcements: opens a pinhole for each permitted one, and reports the decision.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -34,8 +34,9 @@ impl Decider<'_> {
         self.report(decision)
     }
 
-    /// Decides about an announcement that the BPF program inspected, and for which it opened the pinhole `of_program`. The
-    /// session takes that over if it was opened rightly. If not, the line has passed all the same.
+    /// Decides about an announcement that the BPF program inspected, and for which it opened the pinhole
+    /// `of_program`. The session takes the pinhole over if dialogue and policy permit it. The line has passed in any
+    /// case.
     pub fn decide_fast_path_announcement(
         &mut self,
         line: &AnnouncedLine,
@@ -67,7 +68,8 @@ impl Decider<'_> {
         if !is_active && matches!(endpoint, Err(MalformedAnnouncement::Form(_))) {
             return Err(NoPinhole::because(Decision::NAMES_NO_ENDPOINT));
         }
-        // Without a call of the kernel, because an attacker can send such a reply at will, and it may work without us.
+        // The kernel is not asked, because an attacker can send such a reply at will. The reply may work without a
+        // pinhole.
         if matches!(line.phase, Phase::PickedUp | Phase::PickedUpFtp) && !is_active {
             return Err(NoPinhole::because(line.blocked_because.unwrap_or_default()));
         }
@@ -157,7 +159,7 @@ impl Decider<'_> {
             self.report_kernel_error(error);
         }
         match (error, blocked) {
-            // It opens nothing, so the client's own address passes.
+            // Nothing is opened, so the line passes if it names the client's own address.
             (KernelError::Unknown, Some(reason)) => {
                 let untranslated = self.head.translation_or_identity();
                 let permitted = permit(line.kind, endpoint, &untranslated, self.policy);
@@ -167,8 +169,9 @@ impl Decider<'_> {
         }
     }
 
-    /// Counts the pinhole that was opened for `endpoint`, and closes those that it replaces. The line is to announce its port
-    /// at `address`. `other_session` says what another session has to do with that port.
+    /// Counts the pinhole `opened` for `endpoint`, and closes the pinholes that it replaces. The decision is to
+    /// announce the pinhole's port at `address`. `other_session` is the reason if another session waits at the
+    /// announced port.
     fn opened_decision(
         &mut self,
         line: &AnnouncedLine,
@@ -219,7 +222,7 @@ impl Decider<'_> {
         !kind.is_active() && !external(kind, &translation, self.policy).is_ok_and(is_own)
     }
 
-    /// Decides whether a line for which nothing is opened passes. A command that names the server itself does not.
+    /// Decides whether a line for which nothing is opened passes. A command that names the server itself is refused.
     fn unopened_decision(
         &mut self,
         line: &AnnouncedLine,
@@ -230,7 +233,7 @@ impl Decider<'_> {
         let names_nobody = endpoint.is_some_and(|end| end.ip().is_unspecified());
         let action = match objection {
             Some(objection) => Action::Refuse(objection),
-            // As it is, the server would connect to itself.
+            // Unchanged, the line would make the server connect to itself.
             None if line.kind.is_active() && names_nobody => {
                 none.reason = format!("{}, and it names the server itself", none.reason).into();
                 Action::Refuse(RefusalReason::ForeignAddress)
@@ -240,10 +243,12 @@ impl Decider<'_> {
         none.decision(line, endpoint, action)
     }
 
-    /// Whether a line passes although this `objection` opens nothing for it. A command does not, because the server would
-    /// obey it, unless the policy allows foreign addresses. A server's reply does: its client may be allowed to go there
-    /// without us, or connect to the address that it dialled. Not if the policy refuses foreign addresses, nor if the
-    /// client could not use the reply: this gateway hides the server, or the operator's rules drop the connection.
+    /// Whether a line passes although this `objection` opens nothing for it.
+    ///
+    /// A command is refused, because the server would obey it, unless the policy allows foreign addresses. A server's
+    /// reply passes, because its client may reach the endpoint without a pinhole, or may connect to the address that
+    /// the client dialled. A reply is refused if the policy refuses foreign addresses, or if the client could not use
+    /// it: this gateway hides the server, or the operator's rules drop the connection.
     fn passes_despite(
         &mut self,
         objection: RefusalReason,
@@ -271,8 +276,8 @@ impl Decider<'_> {
         })
     }
 
-    /// Whether the operator's rules certainly drop the client's connection to this endpoint without a pinhole. Where the
-    /// translation is not known, nor is where that connection goes.
+    /// Whether the operator's rules certainly drop the client's connection to this endpoint without a pinhole. Nobody
+    /// knows where the connection goes while the translation is unknown.
     fn is_dropped(&mut self, endpoint: Option<SocketAddr>) -> bool {
         let endpoint = endpoint.filter(|_| self.head.extra().translation.is_some());
         endpoint.zip(self.interfaces.indices()).is_some_and(|(endpoint, interfaces)| {
@@ -293,7 +298,7 @@ impl Decider<'_> {
         action
     }
 
-    /// By what an announcement may keep its length.
+    /// The padding by which an announcement may keep its length.
     fn allowed_padding(&self, line: &AnnouncedLine) -> Padding {
         if self.policy.preserves_length { line.padding } else { Padding::None }
     }

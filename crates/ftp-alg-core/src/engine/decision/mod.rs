@@ -247,7 +247,7 @@ impl Decider<'_> {
         }
     }
 
-    /// Opens the server's passive ports to the client, if there are any: both have begun TLS.
+    /// Opens the server's passive ports, if it has any, to the client, because both ends have begun TLS.
     fn open_range(&mut self) {
         if self.ranges.of(self.index).is_some() {
             return;
@@ -345,7 +345,7 @@ impl Decider<'_> {
         self.push_event(EventKind::Limit(text.into()));
     }
 
-    /// Handles the end of the connection, which may have been handled before.
+    /// Handles the end of the connection. A second call changes nothing.
     pub fn handle_end(&mut self, is_reset: bool) {
         self.report_end(if is_reset { SessionEnd::Reset } else { SessionEnd::Closed });
         self.close_all_pinholes("the control connection ended");
@@ -391,7 +391,7 @@ impl Decider<'_> {
         }
     }
 
-    /// Closes the pinholes that one with these ends of the BPF program replaces: those that the program has, because it
+    /// Closes the pinholes that a pinhole of the BPF program with these ends replaces: others of the program, which
     /// holds one for each connection at a time, and one of the rules with the same ends.
     pub(super) fn close_replaced(&mut self, by: &PinholeEnds) {
         let is_replaced = |one: &Pinhole| one.in_program().is_some() || one.ends.key() == by.key();

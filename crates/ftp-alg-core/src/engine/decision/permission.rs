@@ -15,14 +15,14 @@ use crate::{
 /// Why no pinhole is opened for an announcement.
 #[derive(Debug, PartialEq, Eq)]
 pub struct NoPinhole {
-    /// What policy or a limit has against it.
+    /// The objection of policy or a limit, if there is one.
     pub(super) objection: Option<RefusalReason>,
-    /// In a log line's words.
+    /// The reason, in a log line's words.
     pub(super) reason: Cow<'static, str>,
 }
 
 impl NoPinhole {
-    /// Nothing is against it, but it cannot be opened.
+    /// No objection, but no pinhole can be opened.
     pub(super) fn because(reason: impl Into<Cow<'static, str>>) -> Self {
         Self { objection: None, reason: reason.into() }
     }
@@ -103,7 +103,8 @@ pub(super) fn permit(
     Ok((opening, address))
 }
 
-/// The addresses of the announcing end and of the other one: their own, and those that the respective other end sees.
+/// For the announcing end and for the other end: its own address, and the address by which the respective other one
+/// sees it.
 fn sender_and_receiver(kind: AnnouncementKind, control: &Translation) -> [(IpAddr, IpAddr); 2] {
     let Translation { client, client_external, server, server_external, .. } = *control;
     let client = (client.ip(), client_external.ip());
@@ -111,9 +112,9 @@ fn sender_and_receiver(kind: AnnouncementKind, control: &Translation) -> [(IpAdd
     if kind.is_active() { [client, server] } else { [server, client] }
 }
 
-/// Whether the announcing end, known as `external` to the other one, announced an address of its own, or names nobody. A
-/// client that reads 0.0.0.0 connects to the server, over IPv6 as well: vsftpd announces that there. A server that reads
-/// it connects to itself.
+/// Whether the announcing end, known as `external` to the other one, announced an address of its own, or 0.0.0.0. A
+/// client that reads 0.0.0.0 connects to the server, also over IPv6, where vsftpd announces 0.0.0.0. A server that
+/// reads 0.0.0.0 connects to itself.
 pub(super) fn names_sender(
     kind: AnnouncementKind,
     announced: IpAddr,

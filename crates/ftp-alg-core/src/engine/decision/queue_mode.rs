@@ -9,9 +9,9 @@ use crate::{
 /// Which translation tells the kernel the connection whose queue mode is set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConnectionOf {
-    /// The known one of the session. If none is known, it is looked up.
+    /// The session's translation. It is looked up if it is unknown.
     Session,
-    /// That of the connection which is on these endpoints now, perhaps another one: it is looked up.
+    /// The translation of the connection that has these endpoints now, perhaps another connection. It is looked up.
     Endpoints,
 }
 
@@ -72,7 +72,7 @@ impl Decider<'_> {
 
 /// The queue mode that the kernel must set, unless it has set the same one recently. `queues_all` says that the rules
 /// queued the packet because they queue every packet of its connection. If this session did not request that mode, an
-/// earlier daemon or a session that was removed did. If it `needs_none`, it is not inspected any more.
+/// earlier daemon or a removed session did. `needs_none` says that the session is not inspected any more.
 #[inline]
 pub fn wanted_queue_mode(
     head: &Head,

@@ -67,7 +67,8 @@ impl Decider<'_> {
 }
 
 impl Sessions {
-    /// Reports the oldest transfer if it has been pending for a while, and a pinhole that has none, once each.
+    /// Reports, once each, the oldest transfer if it has been pending for a while, and a pinhole that no transfer
+    /// uses.
     pub(crate) fn report_waiting(&mut self, index: u32, now: Instant) {
         let timestamp = self.epoch.timestamp(now);
         let examined = self.pinholes.take_examinations(index, now);

@@ -111,11 +111,11 @@ impl Closings {
         updated
     }
 
-    /// Forgets the waiting ones that are not due, and returns the others for the kernel. A source translation that another
-    /// open pinhole shares is left out.
+    /// Forgets the waiting closings that are not due, and returns the others for the kernel. Source translations that
+    /// another open pinhole shares are left out.
     pub(super) fn take_due(&mut self, ports: &PortTable) -> Vec<Closing> {
         self.waiting.retain(|one| one.is_due(ports));
-        // How many with this initiator and target are closed.
+        // Number of closings with this initiator and target so far.
         let mut closed = AHashMap::<_, u32>::new();
         let of_kernel = |one: &Waiting| {
             let Closing::Rules(ends) = one.closing else { return one.closing };

@@ -6,9 +6,10 @@
 //! | `closings` | what the kernel is to close, until it has |
 //! | `ports` | the external ports of all shards, the pinholes of each client, and the ports to try for a pinhole |
 //!
-//! An end's port that had to get another external port gets the same one again: while conntrack remembers the first data
-//! connection, a second one to this end by another external port has the same reply tuple, and the kernel drops it. Such an
-//! end is *displaced*. But the port at which another session waits is left to that session while another one is free.
+//! An end whose port had to be replaced by another external port is *displaced*, and gets the same external port
+//! again. While conntrack remembers the first data connection, a second one through another external port would have
+//! the same reply tuple, and the kernel would drop it. A port at which another session waits is used only if no other
+//! port is free.
 
 mod closings;
 pub(crate) mod pinhole;
@@ -40,7 +41,8 @@ use crate::{
 /// Limit of pinholes that outlive their transfers, and that stay when another is opened.
 const MAX_ENDED: usize = 64;
 const MAX_ENDED_AFTER_OPENING: usize = 32;
-/// Time between two looks for consumed pinholes, for each pinhole that there is. So they take a small part of the time.
+/// Time between two looks for consumed pinholes, times the number of pinholes, so that looks take a small part of the
+/// time.
 const LOOK_INTERVAL: Duration = Duration::from_micros(1);
 
 /// The table slot of a session, and the serial number of its pinhole: later ones have higher numbers.
@@ -49,7 +51,7 @@ type Key = (u32, u64);
 /// The pinholes of one shard.
 pub struct PinholeTable {
     all: BTreeMap<Key, Pinhole>,
-    /// Those whose transfers have ended, oldest first; some may be closed.
+    /// Pinholes whose transfers have ended, oldest first. Some may be closed by now.
     ended: VecDeque<Key>,
     ports: Ports,
     /// The number of this shard.
@@ -128,14 +130,14 @@ impl PinholeTable {
         self.of(owner).rev().find(|pinhole| pinhole.is_answered())
     }
 
-    /// When a pinhole with these ends that the session `owner` opens `now` was first announced: a connection through an
-    /// earlier one that no transfer used may be that of the next transfer.
+    /// When the session `owner`, which opens a pinhole with these ends `now`, first announced the ends. A connection
+    /// through an earlier pinhole that no transfer used may be that of the next transfer.
     pub fn first_opened(&self, now: Instant, owner: u32, ends: &PinholeEnds) -> Option<Instant> {
         let same = self.of(owner).filter(|pinhole| pinhole.ends.key() == ends.key());
         same.map(|pinhole| pinhole.opened).fold(Some(now), Option::min)
     }
 
-    /// When a pinhole of the session `owner` must be looked at after `now`, if they have this lifetime.
+    /// When a pinhole of the session `owner` must be looked at after `now`, if pinholes have this lifetime.
     pub fn next_due(&self, owner: u32, now: Instant, lifetime: Duration) -> Option<Instant> {
         self.all_of(owner).filter_map(|pinhole| pinhole.next_due(now, lifetime)).min()
     }
@@ -150,7 +152,7 @@ impl PinholeTable {
         self.ports.lock().is_held(initiator, arrival)
     }
 
-    /// Changes a pinhole, and with it what counts for its client.
+    /// Changes a pinhole, and updates its client's count.
     fn change<R>(&mut self, key: Key, change: impl FnOnce(&mut Pinhole) -> R) -> Option<R> {
         let pinhole = self.all.get_mut(&key)?;
         let counted = pinhole.counts();
@@ -175,9 +177,9 @@ impl PinholeTable {
         }
     }
 
-    /// Opens a pinhole for the session `owner`, at the first external port that is free: the announced one, or one that
-    /// `fits` ([`PortChoice::ports`]). What waits for being closed is closed in the same transaction, unless it may follow.
-    /// Also returns what another session has to do with the port, if it has.
+    /// Opens a pinhole for the session `owner`, at the first external port that is free: the announced one, or one
+    /// that `fits` ([`PortChoice::ports`]). Waiting closings are part of the same transaction, unless they may
+    /// follow. Also returns a reason if another session waits at the preferred port.
     pub fn open(
         &mut self,
         now: Instant,
@@ -239,7 +241,7 @@ impl PinholeTable {
         }
     }
 
-    /// Whether another session waits at the port with these ends. `None` if it cannot be used at all.
+    /// Whether another session waits at the port with these ends. `None` if this shard cannot use the port.
     fn another_waits_at(&self, owner: u32, ends: &PinholeEnds) -> Option<bool> {
         let ports = self.ports.lock();
         let port = ports.usable(ends, self.shard).ok()?;
@@ -248,8 +250,8 @@ impl PinholeTable {
         Some(other.is_some_and(Pinhole::is_waited_for))
     }
 
-    /// If `client` is at its `limit`, looks which pinholes are consumed, and checks again. `full` is why it may have no
-    /// other one.
+    /// Tries to make room for a pinhole of `client`, which was refused for the reason `full`: if the client is at its
+    /// `limit`, asks the kernel which pinholes are consumed, and checks again.
     fn make_room(
         &mut self,
         now: Instant,
@@ -315,7 +317,7 @@ impl PinholeTable {
                 // The transaction failed, but the earlier pinhole is closed.
                 self.note_replaced(before);
             }
-            // The earlier one's owner may have left its closing to this pinhole.
+            // The closing of the earlier pinhole may have been left to this opening.
             if let Some(before) = before.filter(|before| !before.is_held) {
                 let closing = Closing::new(before.ends, before.installed_in);
                 self.closings.push(closing, Condition::PortOf(before.serial));
@@ -324,7 +326,7 @@ impl PinholeTable {
         opened.map(|()| serial)
     }
 
-    /// The pinhole that had a port before is closed, because another one has its ends.
+    /// Notes that the pinhole which had the port `before` is closed, because another pinhole has its ends.
     fn note_replaced(&mut self, before: Option<Port>) {
         if let Some(Port { owner, serial, .. }) = before {
             self.change((owner, serial), Pinhole::note_gone);
@@ -336,8 +338,9 @@ impl PinholeTable {
         self.all.entry((owner, pinhole.serial)).or_insert(pinhole)
     }
 
-    /// Holds what the BPF program opened for the session `owner`, which has closed its earlier ones with these ends. A pinhole
-    /// of the rules that may be open keeps its port, because it may be newer. Returns the pinhole with its serial number.
+    /// Holds a pinhole that the BPF program opened for the session `owner`. The caller has closed the session's
+    /// earlier pinholes with these ends. A pinhole of the rules that may be open keeps its port, because that pinhole
+    /// may be newer. Returns the pinhole with its serial number.
     pub fn hold_of_program(&mut self, owner: u32, mut held: Pinhole) -> &Pinhole {
         let Pinhole { ends, installed_in, .. } = held;
         self.close_ended_if(|key, pinhole| key.0 == owner || pinhole.ends.key() == ends.key());
@@ -374,7 +377,8 @@ impl PinholeTable {
         }
     }
 
-    /// Restores a pinhole of the session `owner` and this client from a record. A later one with its ends keeps its port.
+    /// Restores a pinhole of the session `owner` and this client from a record. A later pinhole with the same ends
+    /// keeps the port.
     pub fn restore(
         &mut self,
         owner: u32,
@@ -415,15 +419,16 @@ impl PinholeTable {
         }
     }
 
-    /// The server accepted the oldest announcement of the session `owner` that it had not answered. Returns its serial
-    /// number.
+    /// Notes that the server accepted the oldest pending announcement of the session `owner`. Returns the serial
+    /// number of its pinhole.
     pub fn answer(&mut self, owner: u32) -> Option<u64> {
         let serial = self.of(owner).find(|pinhole| !pinhole.is_answered())?.serial;
         self.change((owner, serial), Pinhole::answer);
         Some(serial)
     }
 
-    /// A transfer uses the answered pinholes of the session `owner`. Returns how many were not used before.
+    /// Notes that a transfer uses the answered pinholes of the session `owner`. Returns how many were not used
+    /// before.
     pub fn start(&mut self, owner: u32) -> u64 {
         let is_new = |pinhole: &&Pinhole| pinhole.is_answered() && !pinhole.is_used();
         let count = self.of(owner).filter(is_new).count();
@@ -431,8 +436,8 @@ impl PinholeTable {
         count as u64
     }
 
-    /// The transfer of the session `owner` ended well: the pinholes that it used stay open for a while. Returns how many
-    /// were not known to be used.
+    /// Notes that the transfer of the session `owner` ended well. The pinholes that the transfer used stay open for a
+    /// while. Returns how many of them were not known to be used.
     pub fn end(&mut self, now: Instant, owner: u32) -> u64 {
         // A success without a preliminary reply may be meant for another command.
         let is_over = |pinhole: &&Pinhole| {
@@ -462,8 +467,8 @@ impl PinholeTable {
         unused as u64
     }
 
-    /// A transfer of the session `owner` failed with `reply`. It may have failed before its data connection, so its
-    /// pinhole stays open until its deadline.
+    /// Notes that a transfer of the session `owner` failed with `reply`. The data connection may still have to come,
+    /// so the pinhole stays open until its deadline.
     pub fn fail(&mut self, now: Instant, owner: u32, reply: Reply) {
         while self
             .close_first(owner, |pinhole| pinhole.is_used() && pinhole.deadline <= now)
@@ -472,13 +477,13 @@ impl PinholeTable {
         self.change_each(owner, |_| true, |pinhole| pinhole.fail(reply));
     }
 
-    /// A command of the session `owner` is to use its pinholes.
+    /// Notes that a new command of the session `owner` is to use its pinholes.
     pub fn retry(&mut self, owner: u32) {
         self.change_each(owner, Pinhole::is_refused, Pinhole::answer);
     }
 
-    /// The used pinholes of the session `owner` whose deadlines have passed are open no more, or are closed if the kernel
-    /// does not do that itself. Their ports stay reserved.
+    /// Notes that the used pinholes of the session `owner` whose deadlines have passed are not open any more. Closes
+    /// expectations, because the kernel does not end their lifetime itself. The ports stay reserved.
     pub fn end_lifetimes(&mut self, owner: u32, now: Instant, kernel: &dyn Kernel) {
         let is_over = |one: &&Pinhole| one.is_used() && one.is_open() && one.deadline <= now;
         let over = self.of(owner).filter(is_over);
@@ -492,7 +497,7 @@ impl PinholeTable {
         }
     }
 
-    /// The BPF program found the pinhole `id` of the session `owner` consumed.
+    /// Notes that the BPF program found the pinhole `id` of the session `owner` consumed.
     pub fn note_consumed(&mut self, owner: u32, id: PinholeId) {
         let is_meant = |pinhole: &Pinhole| pinhole.in_program() == Some(id);
         self.change_each(owner, is_meant, Pinhole::note_consumed);
@@ -544,8 +549,8 @@ impl PinholeTable {
         last
     }
 
-    /// Closes the oldest pinhole of the session `owner` for which `is_meant` holds. Its port is free when the kernel has
-    /// done that.
+    /// Closes the oldest pinhole of the session `owner` for which `is_meant` holds. The port is free when the kernel
+    /// has closed the pinhole.
     pub fn close_first(
         &mut self,
         owner: u32,
@@ -589,7 +594,7 @@ impl PinholeTable {
         }
     }
 
-    /// Closes those that have outlived their transfers for which `is_due` holds.
+    /// Closes the pinholes of ended transfers for which `is_due` holds.
     pub fn close_ended_if(&mut self, is_due: impl Fn(&Key, &Pinhole) -> bool) {
         let all = &self.all;
         let is_due = |key: &Key| all.get(key).is_none_or(|ended| is_due(key, ended));
@@ -598,19 +603,19 @@ impl PinholeTable {
         due.into_iter().for_each(|key| self.close_if_ended(key));
     }
 
-    /// Closes those that have outlived their transfers for long enough.
+    /// Closes the pinholes of ended transfers whose time is over `now`.
     pub fn close_ended_before(&mut self, now: Instant) {
         self.close_ended_if(|_, pinhole| pinhole.ended_until().is_none_or(|until| until <= now));
     }
 
-    /// Closes all that have outlived their transfers.
+    /// Closes all pinholes of ended transfers.
     pub fn close_all_ended(&mut self) {
         self.close_ended_if(|_, _| true);
     }
 
-    /// Closes what has outlived its transfer because another pinhole of the session `owner` and this client is opened: what
-    /// is due, what the session has, the oldest if there are many, and all if the client may be short of pinholes, or
-    /// `is_limited` to some ports.
+    /// Closes pinholes of ended transfers, because the session `owner` of this client opens another pinhole: those
+    /// that are due, those of the session, the oldest if there are many, and all if the client may be short of
+    /// pinholes or `is_limited` to some ports.
     fn close_ended_for(
         &mut self,
         now: Instant,
@@ -683,15 +688,15 @@ impl PinholeTable {
         self.ports.lock().clients.add(client.into(), true);
     }
 
-    /// Takes back the grant of one pinhole for `client` and the session `owner`. If one of the session's is open by it, that
-    /// counts itself now.
+    /// Takes back the grant of one pinhole for `client` and the session `owner`. Open pinholes of the session count
+    /// themselves from now on.
     pub fn revoke_fast_path_grant(&mut self, owner: u32, client: IpAddr) {
         self.ports.lock().clients.remove(client.into(), true);
         self.change_each(owner, |_| true, |pinhole| pinhole.set_granted(false));
     }
 
-    /// Moves the pinholes of the session `owner` from the BPF program to the rules, those for which `is_meant` holds.
-    /// Returns which of them the program may have open, with the time until their deadlines. The rules must have them.
+    /// Moves the pinholes of the session `owner` for which `is_meant` holds from the BPF program to the rules.
+    /// Returns those that the program may have open. The caller opens these in the rules.
     pub fn move_to_rules(
         &mut self,
         owner: u32,

@@ -37,7 +37,7 @@ const RENEWAL_LIMIT: Duration = Duration::from_secs(600);
 /// together with the preliminary reply, and the client connects when it has read both. Or it is the late reply of an
 /// earlier transfer. A SYN is retransmitted after 1, 3 and 7 seconds.
 const GRACE: Duration = Duration::from_secs(8);
-/// How long the closing of one waits for an opening, if it is not open.
+/// How long the closing of a pinhole that is not open waits for an opening.
 const LINGER: Duration = Duration::from_secs(1);
 /// The reply if no data connection came about.
 const NO_DATA_CONNECTION: u16 = 425;
@@ -49,12 +49,12 @@ pub struct Pinhole {
     pub ends: PinholeEnds,
     /// The kind of announcement that opened it.
     pub kind: AnnouncementKind,
-    /// When it, or an earlier one of the session with the same ends that no transfer used, was opened, if not by an earlier
-    /// daemon.
+    /// When it was opened, or when an earlier pinhole of the session was that has the same ends and that no transfer
+    /// used. `None` if an earlier daemon opened it.
     pub opened: Option<Instant>,
     /// When it expires.
     pub deadline: Instant,
-    /// After this it is not renewed any more.
+    /// Time after which it is not renewed any more.
     last_renewal: Instant,
     /// The client it counts for.
     pub(crate) client: ClientKey,
@@ -63,8 +63,8 @@ pub struct Pinhole {
     /// Who has it.
     pub(crate) installed_in: InstalledIn,
     state: State,
-    /// Whether the kernel has it open no more, as far as is known. A preliminary reply does not say so: the server may be
-    /// about to connect.
+    /// Whether the kernel is known to have closed it. A preliminary reply does not show that, because the server may
+    /// be about to connect.
     is_gone: bool,
     /// Whether its transfer has ever started, so that it may be consumed.
     has_started: bool,
@@ -80,7 +80,7 @@ pub struct Pinhole {
 enum State {
     /// The server has not answered the command that announced it.
     Announced,
-    /// It waits for a transfer. Whether the server refused the last command that was to use it.
+    /// It waits for a transfer. `is_refused`: the server refused the last command that was to use it.
     Answered { is_refused: bool },
     /// A transfer uses it.
     Used,
@@ -113,7 +113,8 @@ pub(crate) fn renewal_interval(lifetime: Duration) -> Duration {
 }
 
 impl Pinhole {
-    /// What is said of it if no transfer used it: why it was closed, or nothing, and when.
+    /// The fields of an event which says that no transfer used it. `why` is the reason of its closing, empty if it
+    /// expired.
     pub fn unused(&self, why: &'static str, closed: Option<Instant>) -> UnusedPinhole {
         UnusedPinhole { kind: self.kind, ends: self.ends, why, lifetime: [self.opened, closed] }
     }
@@ -123,7 +124,7 @@ impl Pinhole {
         EventKind::PinholeClosed(self.unused(why, closed))
     }
 
-    /// One that has no serial number yet.
+    /// A new pinhole, without a serial number.
     pub(crate) fn new(
         ends: PinholeEnds,
         kind: AnnouncementKind,
@@ -153,7 +154,7 @@ impl Pinhole {
         }
     }
 
-    /// One that an earlier daemon has recorded.
+    /// A pinhole that an earlier daemon recorded.
     pub(super) fn restored(record: &PinholeRecord, deadline: Instant, client: ClientKey) -> Self {
         let state = match (record.in_use, record.answered) {
             (true, _) => State::Used,

@@ -46,7 +46,7 @@ impl Ports {
     }
 }
 
-/// Stands for each shard.
+/// The shard number of a port that each shard may use.
 pub(super) const ANY_SHARD: u16 = u16::MAX;
 
 /// A reserved port.
@@ -62,7 +62,7 @@ pub(super) struct Port {
     pub(super) is_held: bool,
 }
 
-/// A shard may not use a port.
+/// The shard cannot use the port.
 pub(super) struct Taken;
 
 /// See [`Ports`].
@@ -143,7 +143,7 @@ impl PortTable {
         self.ports.get_mut(&ends.key()).filter(|port| port.serial == serial)
     }
 
-    /// Whether the pinhole with this serial number has its port, and no other.
+    /// Whether the pinhole with this serial number, and no other, has the port.
     pub(super) fn is_own(&self, ends: &PinholeEnds, serial: u64) -> bool {
         self.get(ends).is_some_and(|port| port.serial == serial)
     }
@@ -176,8 +176,8 @@ impl PortTable {
         }
     }
 
-    /// Its session holds the pinhole with this serial number no more. Returns whether the port is still its own; it is free
-    /// when the kernel has closed the pinhole.
+    /// Notes that no session holds the pinhole with this serial number any more. Returns whether the pinhole still
+    /// has the port. The port is free when the kernel has closed the pinhole.
     pub(super) fn release(&mut self, ends: &PinholeEnds, serial: u64) -> bool {
         let Some(port) = self.own(ends, serial) else { return false };
         let was_held = std::mem::take(&mut port.is_held);
@@ -192,12 +192,12 @@ impl PortTable {
         }
     }
 
-    /// The rules have the pinhole with this serial number now. Returns whether its port is its own.
+    /// Notes that the rules have the pinhole with this serial number. Returns whether the pinhole still has the port.
     pub(super) fn move_to_rules(&mut self, ends: &PinholeEnds, serial: u64) -> bool {
         self.own(ends, serial).map(|port| port.installed_in = InstalledIn::Rules).is_some()
     }
 
-    /// Another shard and session have the pinhole with this serial number now.
+    /// Notes that another shard and session have the pinhole with this serial number.
     pub(super) fn set_owner(&mut self, ends: &PinholeEnds, serial: u64, shard: u16, owner: u32) {
         if let Some(port) = self.own(ends, serial) {
             (port.shard, port.owner) = (shard, owner);
@@ -278,7 +278,7 @@ pub(super) struct ClientCounts(AHashMap<ClientKey, ClientCount>);
 struct ClientCount {
     /// Those that count for the client's limit: open ones, and one for each connection on the fast path.
     open: usize,
-    /// Includes those whose port a transfer uses.
+    /// All, including those whose port a transfer uses.
     held: usize,
 }
 
@@ -302,7 +302,7 @@ impl ClientCounts {
         });
     }
 
-    /// A pinhole that `client` holds counts for its limit now, or no more.
+    /// Notes whether a pinhole that `client` holds counts for the client's limit.
     pub(super) fn set_open(&mut self, client: ClientKey, is_open: bool) {
         self.change(client, |count| {
             count.open = if is_open { count.open + 1 } else { count.open.saturating_sub(1) };
@@ -354,9 +354,9 @@ impl<F: Fn(u16) -> bool> PortChoice<F> {
         self.own.is_some_and(&self.fits)
     }
 
-    /// The ports, best first: the same for all announcements of a target to the same initiator. It differs from the
-    /// announced port if that does not fill the room: an announcement that keeps its length changes no sequence numbers;
-    /// or if the last announcement could not have it, as `is_displaced` says.
+    /// The ports, best first: the same for all announcements of a target to the same initiator. The announced port
+    /// comes first, unless it does not fit, or the target `is_displaced`. An announcement with a port that fits keeps
+    /// its length, and so changes no sequence numbers.
     pub(super) fn ports<'a>(
         &'a self,
         policy: &'a Policy,

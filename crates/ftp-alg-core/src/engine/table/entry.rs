@@ -192,13 +192,13 @@ impl Head {
         self.extra.get_or_insert_with(|| Box::new(Extra::NOTHING))
     }
 
-    /// What the client does, to note more of it.
+    /// What the client does, to change it.
     pub fn activity_mut(&mut self) -> &mut ClientActivity {
         &mut self.extra_mut().activity
     }
 
-    /// Ends the oldest transfer, which used this announcement, by a reply at the time `ended` if one was seen. Returns the
-    /// event of it.
+    /// Ends the oldest transfer, which used this announcement. `ended` is the time of its last reply, if one was
+    /// seen. Returns the transfer's event.
     pub fn end_transfer(
         &mut self,
         end: TransferEnd,
@@ -212,8 +212,8 @@ impl Head {
         Some(self.event(EventKind::Transfer(Box::new(transfer))))
     }
 
-    /// Adds the events of the session's end to `events`, once: of its transfers, and of itself if its start was reported.
-    /// Its last answered announcement is this.
+    /// Adds the events of the session's end to `events`, once: those of its transfers, and its own if its start was
+    /// reported. `announcement` is the session's last answered one.
     pub fn end_session(
         &mut self,
         end: SessionEnd,
@@ -230,7 +230,8 @@ impl Head {
         }
     }
 
-    /// The oldest transfer, once, if it has been pending for a while `now`. It uses this announcement.
+    /// Returns the oldest transfer, once, if it has been pending for a while `now`. The transfer uses this
+    /// announcement.
     pub fn examine_transfers(
         &mut self,
         now: Timestamp,
@@ -240,7 +241,7 @@ impl Head {
         self.existing_extra_mut()?.activity.examine_transfers(now, announcement)
     }
 
-    /// When the session must be looked at after `now`, but for its pinholes.
+    /// When the session, apart from its pinholes, must be looked at after `now`.
     pub fn next_due(&self, now: Instant, epoch: &Epoch) -> Option<Instant> {
         let extra = self.extra.as_ref()?;
         let examination = extra.activity.next_examination();

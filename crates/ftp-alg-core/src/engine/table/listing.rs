@@ -34,7 +34,7 @@ pub struct SessionInfo {
     pub is_on_fast_path: bool,
     /// The transfer that has no last reply yet.
     pub transfer: Option<PendingTransfer>,
-    /// Its pinhole, once the server has said that it begins.
+    /// The pinhole of that transfer, once the server has sent a preliminary reply.
     pub data_connection: Option<(AnnouncementKind, PinholeEnds)>,
     /// Number of transfers that have ended, whatever their result.
     pub ended_transfers: u32,
@@ -51,7 +51,7 @@ pub struct SessionDetails {
     pub directory: Option<Box<str>>,
     /// Whether it is encrypted, if that is known.
     pub is_encrypted: Option<bool>,
-    /// By how much the server, and the client, get other sequence numbers than were sent.
+    /// Delivered minus sent sequence numbers: to the server, and to the client.
     pub offsets: [i32; 2],
 }
 
@@ -82,7 +82,7 @@ impl Sessions {
         self.open_entries().filter_map(|(index, entry)| self.info(index, entry))
     }
 
-    /// Those of them with a transfer that has not ended, or that may have encrypted ones.
+    /// The open control connections with a transfer that has not ended, or that may have encrypted transfers.
     pub fn list_running(&self) -> impl Iterator<Item = SessionInfo> {
         let running = self.open_entries().filter(|(index, entry)| {
             entry.head.extra().activity.has_transfer() || self.ranges.of(*index).is_some()
@@ -138,7 +138,7 @@ impl Sessions {
         open.filter_map(|(owner, pinhole)| self.pinhole_info(owner, pinhole))
     }
 
-    /// The pinholes whose transfers have ended, and that may be open `now`: for these, only the kernel knows.
+    /// The pinholes whose transfers have ended, and that may be open `now`. Only the kernel knows which of them are.
     pub fn list_ended_pinholes(&self, now: Instant) -> impl Iterator<Item = PinholeInfo> {
         let is_left = move |pinhole: &Pinhole| pinhole.has_ended() && pinhole.may_be_open(now);
         let ended = self.pinholes.iter().filter(move |(_, pinhole)| is_left(pinhole));

@@ -1,13 +1,14 @@
 //! What was seen of data connections, and which of them is that of a transfer.
 //!
-//! A data connection is a transfer's if it is the only one on its ends between announcement and reply, and nothing contradicts
-//! it. Otherwise nothing is said of it (docs/decisions.md#right-or-null).
+//! A data connection belongs to a transfer if it is the only one between the announced ends from announcement to
+//! reply, and no packet contradicts that. Otherwise the transfer is reported without one
+//! (docs/decisions.md#right-or-null).
 //!
-//! A client can forge packets that its server discards. So the server's word counts: the FIN of what it sends, and what it
-//! acknowledges of what it gets. What a client says of itself counts nowhere.
+//! A client can forge packets that its server discards. So only the server's packets count: the FIN behind what the
+//! server sends, and its acknowledgement of what it receives.
 //!
-//! Invariants: memory is bounded by [`MAX_CONNECTIONS`], no client has more than [`SHARE`] with one server, and the work for a
-//! packet by [`MAX_SAME`].
+//! Invariants: [`MAX_CONNECTIONS`] bounds the memory, [`SHARE`] the connections of a client with one server, and
+//! [`MAX_SAME`] the work for a packet.
 
 use std::{
     cmp::Reverse,
@@ -35,8 +36,8 @@ const LATEST_REPLY: Duration = Duration::from_secs(2);
 /// A packet of a data connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DataPacket {
-    /// The earliest and the latest time at which it passed. They are the same, but for packets of output hooks, and of kernels
-    /// before 5.18.
+    /// The earliest and the latest time at which it passed. The two differ only for packets of output hooks, and of
+    /// kernels before 5.18.
     pub passed: [Instant; 2],
     /// Its sender, as the filter chains see it.
     pub source: SocketAddr,
@@ -111,11 +112,11 @@ fn is_before(one: u32, other: u32) -> bool {
 /// The FINs of one end.
 #[derive(Clone, Copy, Debug)]
 struct Fin {
-    /// The sequence number of the last one.
+    /// The sequence number of the last FIN.
     seq: u32,
-    /// Whether all have that.
+    /// Whether all FINs have the same sequence number.
     is_only: bool,
-    /// What the first one acknowledged.
+    /// What the first FIN acknowledged.
     acknowledged: Option<u32>,
 }
 
@@ -125,45 +126,45 @@ pub(super) struct DataConnection {
     pub initiator_port: u16,
     /// The earliest and the latest time of its first packet.
     pub began: [Instant; 2],
-    /// The same of its last packet that was an end.
+    /// The same of the packet that ended it last: the first FIN of an end, or the first RST.
     pub ended: [Instant; 2],
     /// The initial sequence numbers of initiator and target.
     first: [Option<u32>; 2],
-    /// Their FINs.
+    /// The FINs of initiator and target.
     fins: [Option<Fin>; 2],
-    /// What each had acknowledged with its last FIN or RST.
+    /// What each end acknowledged with its last FIN or RST.
     acknowledged: [Option<u32>; 2],
-    /// Where packets of each arrive.
+    /// The interface at which packets of each end arrive.
     interfaces: [Option<u32>; 2],
     /// Who reset it first.
     reset: Option<End>,
-    /// Whether it was reported: that it did not come about, or a transfer that may be its.
+    /// Whether it was part of a report: that it did not come about, or of a transfer that it may belong to.
     pub is_reported: bool,
     /// Whether the packets do not agree: one may be forged or lost.
     pub is_contradicted: bool,
-    /// Whether the kernel has it no more, and no end of it was seen.
+    /// Whether the kernel forgot it before its end was seen.
     pub is_forgotten: bool,
-    /// Whose it is if no transfer is read that uses it.
+    /// The encrypted session that it belongs to, unless a readable transfer uses it.
     pub encrypted: Option<Box<EncryptedConnection>>,
 }
 
 /// The data connections that were seen.
 #[derive(Default)]
 pub(super) struct DataConnections {
-    /// Those with the same ends, the oldest first.
+    /// The connections with the same ends, the oldest first.
     by_ends: AHashMap<DataEnds, Vec<DataConnection>>,
-    /// How many there are between two networks.
+    /// Number of connections between two networks.
     counts: AHashMap<Networks, usize>,
-    /// How many there are.
+    /// Number of all connections.
     count: usize,
-    /// The beginning of the last one between two networks that was dropped, or when a packet was not read. Another one may look
-    /// like it for the transfers of that time.
+    /// When the last dropped connection between two networks began, or when a packet between them could not be read.
+    /// A transfer that was announced before may have lost its connection.
     dropped: AHashMap<Networks, Instant>,
-    /// When packets of any may have been lost.
+    /// When packets of any connection may have been lost.
     lost_at: Option<Instant>,
-    /// The sessions of encrypted ones.
+    /// The finder of the sessions of encrypted connections.
     pub finder: RangeFinder,
-    /// Encrypted ones that were dropped before they were reported.
+    /// Encrypted connections that were dropped before they were reported.
     gone: Vec<DataConnection>,
 }
 
@@ -190,7 +191,7 @@ impl DataConnections {
         }
     }
 
-    /// The connection between these ends whose initiator begins with the sequence number `first`.
+    /// Finds or adds the connection between these ends whose initiator has the initial sequence number `first`.
     fn begin(
         &mut self,
         passed: [Instant; 2],
@@ -253,7 +254,7 @@ impl DataConnections {
         }
     }
 
-    /// Notes that a connection between these networks may look like another one at the time `at`.
+    /// Notes that a connection between these networks may have been lost at the time `at`.
     fn note_loss_between(&mut self, at: Instant, networks: Networks) {
         if self.dropped.len() >= MAX_CONNECTIONS {
             // What was lost between two networks counts for all then.
@@ -264,8 +265,8 @@ impl DataConnections {
         *dropped = at.max(*dropped);
     }
 
-    /// Takes the connections that may be that of a transfer with its end at `ended` from all others. If one `is_its`, and the
-    /// transfer succeeded, so that it had one, the connection goes.
+    /// Marks the connections that may belong to a transfer with its end at `ended` as reported, so that no other
+    /// transfer has them. Removes the connection if it certainly `is_its` and the transfer succeeded.
     pub fn claim(&mut self, ends: DataEnds, transfer: &Transfer, ended: Instant, is_its: bool) {
         if is_its && transfer.end.is_success() {
             self.remove(ends, |one| one.may_be_of(transfer, ended));
@@ -289,8 +290,8 @@ impl DataConnections {
         self.gone.extend(forgotten.map(|one| DataConnection { is_forgotten: true, ..one }));
     }
 
-    /// The encrypted connections that were over a while before `now`, or all, without what transfers have used, and those that
-    /// there was no room for. Removes them.
+    /// Removes and returns the encrypted connections that were over a while before `now`, or all that are over, and
+    /// those that there was no room for. Connections that readable transfers used are not among them.
     pub fn take_encrypted(&mut self, now: Option<Instant>) -> Vec<DataConnection> {
         let mut over = self.remove_encrypted(|one, _| {
             one.is_over() && now.is_none_or(|now| one.ended[1] + LATEST_REPLY <= now)
@@ -304,7 +305,7 @@ impl DataConnections {
         taken
     }
 
-    /// Removes the answered encrypted connections that are `meant`.
+    /// Removes the answered encrypted connections for which `is_meant` holds.
     fn remove_encrypted(
         &mut self,
         is_meant: impl Fn(&DataConnection, &PinholeEnds) -> bool,
@@ -318,7 +319,7 @@ impl DataConnections {
         all.into_iter().flat_map(|ends| self.remove(ends, is_meant)).collect()
     }
 
-    /// Removes the connections with these ends that are `meant`.
+    /// Removes the connections with these ends for which `is_meant` holds.
     fn remove(
         &mut self,
         ends: DataEnds,
@@ -339,8 +340,9 @@ impl DataConnections {
         removed
     }
 
-    /// Makes room for a connection between these ends. If their networks have their share, a quarter of theirs goes. If there is
-    /// no room at all, a quarter of all goes, first of the networks that have the most. Those that run go last.
+    /// Makes room for a connection between these ends. If the two networks have their share, a quarter of their
+    /// connections is dropped. If there is no room at all, a quarter of all connections is dropped, first those of
+    /// the networks that have the most. Running connections are dropped last.
     fn make_room(&mut self, ends: DataEnds) {
         if let [oldest, .., _] = self.same(ends)
             && self.same(ends).len() >= MAX_SAME
@@ -371,10 +373,10 @@ impl DataConnections {
     /// Drops a connection for lack of room.
     fn drop_one(&mut self, ends: DataEnds, id: (u16, Option<u32>)) {
         for one in self.remove(ends, |one| one.id() == id) {
-            // One without an answer is no transfer's that has succeeded.
+            // A connection without an answer belongs to no transfer that succeeded.
             if one.is_answered() {
                 self.note_loss_between(one.began[1], networks_of(ends));
-                // At most one for each packet that was read since the last were taken.
+                // The list grows by at most one for each packet until it is taken.
                 self.gone.extend(Some(one).filter(|one| one.encrypted.is_some()));
             }
         }
@@ -415,7 +417,7 @@ impl DataConnection {
         }
     }
 
-    /// What no other one with the same ends has: its initiator's port and initial sequence number.
+    /// What distinguishes it from others with the same ends: its initiator's port and initial sequence number.
     fn id(&self) -> (u16, Option<u32>) {
         (self.initiator_port, self.first[End::Initiator as usize])
     }
@@ -455,7 +457,8 @@ impl DataConnection {
             && !requested.is_some_and(was_over)
     }
 
-    /// How much the target has got, by the acknowledgement in its last FIN or RST, and has sent up to its FIN.
+    /// The bytes that the target has received, by the acknowledgement in its last FIN or RST, and those that it has
+    /// sent, up to its FIN.
     pub fn bytes_by_target(&self) -> [Option<u32>; 2] {
         let [initiator, target] = self.first;
         // A FIN counts one.
@@ -467,8 +470,8 @@ impl DataConnection {
         [got, sent].map(|known| Some(known?.1.wrapping_sub(known?.0).wrapping_sub(1)))
     }
 
-    /// The bytes of `sender` behind its SYN, which counts one, that the other end has got by the word of the `server`: up to the
-    /// FIN that it has sent, or up to that of its client which it acknowledges with its own.
+    /// The bytes of `sender` that the other end has received, if the `server` confirms them: up to the server's own
+    /// FIN, or up to the client's FIN that the server's first FIN acknowledges.
     pub fn bytes_of(&self, sender: End, server: End, is_success: bool) -> Option<u64> {
         let (first, fin) = (self.first[sender as usize]?, self.fins[sender as usize]?);
         let is_confirmed = if sender == server {
@@ -476,7 +479,7 @@ impl DataConnection {
             let had_all = had.is_some_and(|had| !is_before(had, fin.seq));
             fin.is_only && (had_all || !self.was_reset(server))
         } else {
-            // A server may send its own before, and a client one that the server discards.
+            // A server may send its FIN before, and a client may send a FIN that the server discards.
             let servers = self.fins[server as usize].and_then(|fin| fin.acknowledged);
             is_success && servers == Some(fin.seq.wrapping_add(1))
         };
@@ -491,7 +494,7 @@ impl DataConnection {
         first.zip(end).is_some_and(|(first, end)| is_before(first.wrapping_add(1), end))
     }
 
-    /// Whether what it has moved came from the server's client; `None` if it has moved nothing. The server's word counts.
+    /// Whether its bytes came from the server's client, as far as the server says; `None` if it has moved nothing.
     pub fn is_upload(&self, server: End) -> Option<bool> {
         let [by_server, by_client] = [server, server.other()].map(|end| self.has_moved(end));
         (by_server || by_client).then_some(!by_server)

@@ -33,7 +33,7 @@ const LONGEST_INTERVAL: Duration = Duration::from_secs(8);
 const NOT_CONNECTED: u16 = 425;
 /// Limit of transfers that wait.
 const MAX_WAITING: usize = 16384;
-/// Of those, of one client (a /64).
+/// Limit of waiting transfers of one client (a /64).
 const SHARE: usize = MAX_WAITING / 4;
 /// The most bytes of a TLS handshake that are taken for no file.
 const MOST_HANDSHAKE: u32 = 16 << 10;
@@ -42,9 +42,9 @@ const MOST_HANDSHAKE: u32 = 16 << 10;
 const OTHER_SESSION: &str = "its client has several encrypted sessions with the server";
 /// Why the bytes of a transfer are not certain.
 const OTHER_CONNECTION: &str = "its data connection may be another one's";
-/// The same, if its ends do not agree.
+/// Why the bytes of a transfer are not certain if the server does not confirm them.
 const UNCONFIRMED: &str = "its server does not confirm how much there was";
-/// The same, if nothing was seen of its data connection.
+/// Why the bytes of a transfer are not certain if nothing was seen of its data connection.
 const LOST: &str = "what was seen of its data connection was lost";
 
 struct Waiting<Tag> {
@@ -66,16 +66,16 @@ enum WaitsFor {
     LastPackets,
 }
 
-/// The data connections that were seen, and the transfers that wait for the end of theirs. Each comes back with its tag, by
-/// which the host knows more of it.
+/// The data connections that were seen, and the transfers that wait for the end of theirs. A transfer comes back with
+/// the tag that its host gave it.
 pub struct TransferTracker<Tag> {
     connections: DataConnections,
-    /// By client, and by a serial number, which counts all that have waited.
+    /// The waiting transfers, by client and serial number.
     waiting: Shares<ClientKey, Waiting<Tag>>,
     last_serial: u64,
     /// Whether the packets of data connections are seen at all.
     pub sees_packets: bool,
-    /// Since when they are seen, if transfers may have begun before, as before a restart.
+    /// Since when they are seen. `None` if no transfer can have begun before.
     pub since: Option<Instant>,
 }
 
@@ -107,8 +107,8 @@ impl<Tag> TransferTracker<Tag> {
         self.connections.note_loss(now);
     }
 
-    /// A transfer has ended on the control connection. Returns it if nothing more is to be known of it and none of its
-    /// session waits; or the one that has waited longest, if too many wait.
+    /// Notes that a transfer has ended on the control connection. Returns the transfer if nothing more can be learnt
+    /// of it and no other transfer of its session waits. If too many wait, returns the one that has waited longest.
     pub fn end(
         &mut self,
         now: Instant,
@@ -148,8 +148,9 @@ impl<Tag> TransferTracker<Tag> {
         self.finish(tag, event, ended)
     }
 
-    /// The event of a transfer that need not wait any more. There is none of one without a command if its pinhole had no data
-    /// connection, if that moved nothing, or if another one may have used it.
+    /// The event of a transfer that need not wait any more. A transfer without a command has no event if nobody tried
+    /// to connect through its pinhole, if its data connection moved nothing, or if another transfer may have used
+    /// that connection.
     fn finish(
         &mut self,
         tag: Tag,
@@ -182,7 +183,8 @@ impl<Tag> TransferTracker<Tag> {
         ends.map_or((None, true), |ends| self.connections.find(ends, transfer, ended))
     }
 
-    /// A transfer has been pending for a while. Returns it if its data connection did not come about, as far as is known.
+    /// Returns a transfer that has been pending for a while if its data connection did not come about, as far as is
+    /// known.
     pub fn examine(&self, now: Instant, mut event: Event<Box<Transfer>>) -> Option<Event> {
         let transfer = &mut event.kind;
         let reason = match ends_for(transfer).filter(|_| self.sees_packets) {
@@ -211,8 +213,8 @@ impl<Tag> TransferTracker<Tag> {
         is_new.then(|| missing_reason(ends, Some(known)))
     }
 
-    /// The transfers that need not wait any more, those of a session in their order. `is_running` says whether the kernel
-    /// still has the data connection between an initiator and what this dialled.
+    /// Takes the transfers that need not wait any more, those of a session in their order. `is_running` says whether
+    /// the kernel still has the data connection between an initiator and the endpoint that the initiator dialled.
     pub fn take_finished(
         &mut self,
         now: Instant,
@@ -240,8 +242,8 @@ impl<Tag> TransferTracker<Tag> {
         taken
     }
 
-    /// For what a transfer waits, and until when. It waits no more when all is known, or when it has waited long enough and its
-    /// data connection does not go on and has not just ended.
+    /// What a transfer waits for, and until when. `None` if all is known, or if the transfer has waited long enough
+    /// and its data connection neither goes on nor has just ended.
     fn next_wait(
         &self,
         waiting: &Waiting<Tag>,
@@ -266,8 +268,9 @@ impl<Tag> TransferTracker<Tag> {
         })
     }
 
-    /// The data connection of a transfer that has begun and had its end at `ended`, or is pending then, if the sender of the
-    /// file has not ended it as far as was seen: its initiator, and what this dialled.
+    /// The data connection of a transfer that has begun, if the sender of the file has not ended the connection as
+    /// far as was seen: its initiator, and the endpoint that the initiator dialled. The transfer ended at `ended`, or
+    /// was pending then.
     pub fn running_connection(
         &self,
         ended: Instant,
@@ -285,13 +288,14 @@ impl<Tag> TransferTracker<Tag> {
         self.connections.finder = finder;
     }
 
-    /// Ends the encrypted connections that the kernel has forgotten. Whether the kernel `knows` one is asked with its
-    /// initiator and the address that this dialled.
+    /// Ends the encrypted connections that the kernel has forgotten. `knows` says whether the kernel has the
+    /// connection between an initiator and the endpoint that the initiator dialled.
     pub fn drop_forgotten(&mut self, now: Instant, knows: impl Fn(SocketAddr, SocketAddr) -> bool) {
         self.connections.drop_forgotten(now, knows);
     }
 
-    /// The transfers of encrypted sessions that were over a while before `now`, or all, and those that there was no room for.
+    /// Takes the transfers of encrypted sessions that were over a while before `now`, or all, and those that there
+    /// was no room for.
     pub fn take_encrypted(&mut self, now: Option<Instant>) -> Vec<Event> {
         now.into_iter().for_each(|now| self.connections.finder.forget(now));
         let taken = self.connections.take_encrypted(now);
@@ -304,7 +308,7 @@ impl<Tag> TransferTracker<Tag> {
         all.into_iter().filter_map(|(client, serial)| self.take(client, serial)).collect()
     }
 
-    /// Whether nothing more is to be known of the data connection.
+    /// Whether nothing more can be learnt of the transfer's data connection.
     fn is_decided(&self, transfer: &Transfer, ended: Instant) -> bool {
         if !self.sees_packets || transfer.announcement.is_none() || transfer.is_refused() {
             return true;
@@ -323,8 +327,8 @@ impl<Tag> TransferTracker<Tag> {
             || self.connections.may_lack(ends, announced)
     }
 
-    /// Completes a transfer with what is known of its data connection: the only one on its ends between announcement and reply,
-    /// if nothing contradicts it.
+    /// Completes a transfer with its data connection: the only one on its ends between announcement and reply, if no
+    /// packet contradicts that.
     fn complete(&mut self, transfer: &mut Transfer, ended: Instant) {
         transfer.bytes = None;
         let Some(ends) = ends_for(transfer).filter(|_| self.sees_packets) else {
@@ -333,7 +337,7 @@ impl<Tag> TransferTracker<Tag> {
         };
         let (newest, is_only) = self.find(transfer, ended);
         let may_lack = self.may_lack(ends, transfer);
-        // Without a preliminary reply, it is the next command's.
+        // Without a preliminary reply, the connection is that of the next command.
         let may_be_its = newest.is_some_and(|one| transfer.has_begun() || !one.is_answered());
         let is_certain = is_only && may_be_its && !may_lack && !transfer.may_share();
         let own = newest.filter(|one| is_certain && !one.is_contradicted && !one.is_reported);
@@ -362,8 +366,8 @@ impl<Tag> TransferTracker<Tag> {
     }
 }
 
-/// The transfer of which nothing is known but its data connection. More bytes than in the other direction, with the handshake
-/// of TLS, are those of a file.
+/// The transfer of an encrypted session, of which only the data connection is known. The direction that has more
+/// bytes than the other, by more than a TLS handshake, is that of the file.
 fn encrypted_transfer(mut connection: DataConnection) -> Option<Event> {
     let EncryptedConnection { of, may_be_anothers } = *connection.encrypted.take()?;
     let moved @ [up, down] = connection.bytes_by_target();
@@ -375,7 +379,7 @@ fn encrypted_transfer(mut connection: DataConnection) -> Option<Event> {
     let result = match () {
         () if is_over && connection.has_fin() => TransferResult::Complete,
         () if is_over => TransferResult::Reset,
-        // Otherwise its end may have been lost.
+        // If it is contradicted, its end may have been lost.
         () if connection.is_forgotten && !connection.is_contradicted => {
             TransferResult::NoDataConnection
         }
@@ -411,10 +415,10 @@ fn ends_for(transfer: &Transfer) -> Option<DataEnds> {
 
 /// The bytes of a transfer by its data connection.
 fn transfer_bytes(connection: &DataConnection, transfer: &Transfer) -> Option<u64> {
-    // Nobody says of one without a command that it failed.
+    // Nobody says of a transfer without a command that it failed.
     let is_stored = transfer.end.is_success() || matches!(transfer.verb, TransferVerb::Unread(_));
     let bytes = connection.bytes_of(sender_of(transfer), server_of(transfer), is_stored);
-    // A server that could not connect may speak of another one's.
+    // A server that could not connect may mean another connection.
     bytes.filter(|_| transfer.code() != Some(NOT_CONNECTED))
 }
 
@@ -440,8 +444,8 @@ fn missing_reason((initiator, target): DataEnds, connection: Option<&DataConnect
     }
 }
 
-/// How a transfer ended, and why there was no data connection, if that was `seen` at its ends: the newest one that may be its,
-/// and its `own`.
+/// How a transfer ended, and why there was no data connection, if `seen` has its ends: packets between them were not
+/// lost. `newest` is the newest connection that may be the transfer's, `own` the one that certainly is.
 fn classify(
     transfer: &Transfer,
     seen: Option<DataEnds>,

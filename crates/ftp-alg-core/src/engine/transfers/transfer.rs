@@ -64,7 +64,7 @@ pub struct Transfer {
     pub path: Option<Box<str>>,
     /// The announcement of its data connection, if that opened a pinhole.
     pub announcement: Option<(AnnouncementKind, PinholeEnds)>,
-    /// When that passed, if it is known.
+    /// When the announcement passed, if that is known.
     pub announced: Option<Instant>,
     /// From the command to the last reply, or from the data connection's SYN-ACK to its last FIN.
     pub duration: Duration,
@@ -74,9 +74,9 @@ pub struct Transfer {
     pub is_followed: bool,
     /// How it ended.
     pub end: TransferEnd,
-    /// The end of that: when its last reply was seen, or the end of its data connection.
+    /// When its last reply was seen, or when its data connection ended.
     pub ended: Option<Instant>,
-    /// How it ended in all.
+    /// The result, by the reply and the data connection.
     pub result: TransferResult,
     /// The bytes that its receiver got, if the first and the last packets of their sender were seen: modulo 4 GiB, until
     /// the host has completed them.
@@ -117,7 +117,7 @@ impl Transfer {
         self.announcement.map(|(kind, _)| kind.is_active())
     }
 
-    /// One of which nothing else is known.
+    /// A transfer of which nothing else is known.
     pub(in crate::engine) fn new(
         verb: TransferVerb,
         announcement: Option<(AnnouncementKind, PinholeEnds)>,
@@ -140,7 +140,8 @@ impl Transfer {
         }
     }
 
-    /// That through a pinhole that was closed at the time `closed`, and that no transfer used. Packets are seen `since` then.
+    /// The transfer through a pinhole that was closed at the time `closed` and that no known transfer used. Packets
+    /// of data connections are seen `since` that time.
     pub fn without_command(
         unused: &UnusedPinhole,
         closed: Instant,
