@@ -211,6 +211,13 @@ mod tests {
         RoutingRule { priority: 100, mark, mask, is_inverted }
     }
 
+    /// A firewall with these rules of the table mangle at prerouting, and with these routing rules.
+    fn with_routing(prerouting: &str, rules: &[RoutingRule]) -> Firewall {
+        let mangle = format!(":PREROUTING ACCEPT\n{prerouting}");
+        let firewall = Firewall::from_iptables_tables(&[("mangle", &mangle)]);
+        Firewall { routing_rules: rules.to_vec(), ..firewall }
+    }
+
     /// Each rule that is found.
     fn found(firewall: &Firewall) -> Vec<String> {
         let verbs = [" overwrites ", " compares ", " tells "];
@@ -221,75 +228,64 @@ mod tests {
         firewall.mark_conflicts().into_iter().map(rule).collect()
     }
 
-    fn iptables(rules: &str) -> Vec<String> {
-        let text = format!(
-            "*mangle\n:PREROUTING ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:own - [0:0]\n{rules}COMMIT\n"
-        );
-        found(&Firewall::from_iptables(&text))
-    }
-
     #[test]
-    fn rules_that_may_overwrite_the_mark_are_found() {
-        for rule in [
-            "-A PREROUTING -j MARK --set-xmark 0x1/0xffffffff",
-            "-A PREROUTING -j CONNMARK --restore-mark --nfmask 0xffffffff --ctmask 0xffffffff",
-            "-A PREROUTING -p tcp -m conntrack --ctstate NEW -j MARK --set-xmark 0x1/0xffffffff",
-            "-A PREROUTING -i wan0 -j MARK --set-xmark 0x1/0xffffffff",
-            "-A PREROUTING -s 10.0.0.0/8 -j MARK --set-xmark 0x0/0x40000000",
-            "-A PREROUTING -m mac --mac-source 02:00:00:00:00:01 -j MARK --set-xmark 0x1/0x80000000",
+    fn rules_that_overwrite_or_compare_the_marks_are_found() {
+        const BEFORE: &str = "-A PREROUTING -j MARK --set-xmark 0x1/0xff";
+        for (rule, is_found) in [
+            ("PREROUTING -j MARK --set-xmark 0x1/0xffffffff", true),
+            ("PREROUTING -j CONNMARK --restore-mark --nfmask 0xffffffff --ctmask 0xffffffff", true),
+            (
+                "PREROUTING -p tcp -m conntrack --ctstate NEW -j MARK --set-xmark 0x1/0xffffffff",
+                true,
+            ),
+            ("PREROUTING -i wan0 -j MARK --set-xmark 0x1/0xffffffff", true),
+            ("PREROUTING -s 10.0.0.0/8 -j MARK --set-xmark 0x0/0x40000000", true),
+            (
+                "PREROUTING -m mac --mac-source 02:00:00:00:00:01 -j MARK --set-xmark 0x1/0x80000000",
+                true,
+            ),
             // Lines of control connections.
-            "-A PREROUTING -m conntrack --ctstate ESTABLISHED -j CONNMARK --restore-mark \
-             --nfmask 0xffffffff --ctmask 0xffffffff",
-            "-A PREROUTING -p tcp -m tcp --sport 21 -j MARK --set-xmark 0x1/0xffffffff",
+            (
+                "PREROUTING -m conntrack --ctstate ESTABLISHED -j CONNMARK --restore-mark \
+                 --nfmask 0xffffffff --ctmask 0xffffffff",
+                true,
+            ),
+            ("PREROUTING -p tcp -m tcp --sport 21 -j MARK --set-xmark 0x1/0xffffffff", true),
             // The bits with the number of a translation.
-            "-A PREROUTING -j MARK --set-xmark 0x80000000/0x80000000",
-        ] {
-            let named = format!("`{rule}` in iptables-legacy mangle PREROUTING");
-            assert_eq!(iptables(&format!("{rule}\n")), [named], "{rule}");
-        }
-    }
-
-    #[test]
-    fn other_packets_bits_and_hooks_do_not_matter() {
-        for rules in [
-            "-A PREROUTING -j MARK --set-xmark 0x1/0xff\n",
-            "-A PREROUTING -p udp -j MARK --set-xmark 0x1/0xffffffff\n",
-            "-A PREROUTING -i lo -j MARK --set-xmark 0x1/0xffffffff\n",
-            "-A PREROUTING -p tcp -m tcp --dport 22 -j MARK --set-xmark 0x1/0xffffffff\n",
-            "-A PREROUTING -m mark --mark 0x0/0xff -j MARK --set-xmark 0x1/0xff\n",
-            "-A PREROUTING -p udp -m mark --mark 0x0 -j MARK --set-xmark 0x1/0xff\n",
-            // Nothing sets it.
-            "-A PREROUTING -m mark --mark 0x1 -j ACCEPT\n",
-            "-A PREROUTING -m mark ! --mark 0x1 -j ACCEPT\n",
+            ("PREROUTING -j MARK --set-xmark 0x80000000/0x80000000", true),
+            // Other bits, other packets, and other hooks.
+            ("PREROUTING -j MARK --set-xmark 0x1/0xff", false),
+            ("PREROUTING -p udp -j MARK --set-xmark 0x1/0xffffffff", false),
+            ("PREROUTING -i lo -j MARK --set-xmark 0x1/0xffffffff", false),
+            ("PREROUTING -p tcp -m tcp --dport 22 -j MARK --set-xmark 0x1/0xffffffff", false),
+            ("PREROUTING -m mark --mark 0x0/0xff -j MARK --set-xmark 0x1/0xff", false),
+            ("PREROUTING -p udp -m mark --mark 0x0 -j MARK --set-xmark 0x1/0xff", false),
             // There the marks are cleared.
-            "-A FORWARD -m mark --mark 0x0 -j MARK --set-xmark 0x1/0xff\n",
-            "-A FORWARD -j MARK --set-xmark 0x1/0xffffffff\n",
-            "-A own -j MARK --set-xmark 0x1/0xffffffff\n",
+            ("FORWARD -m mark --mark 0x0 -j MARK --set-xmark 0x1/0xff", false),
+            ("FORWARD -j MARK --set-xmark 0x1/0xffffffff", false),
+            ("own -j MARK --set-xmark 0x1/0xffffffff", false),
+            ("PREROUTING -i lan0 -m mark --mark 0x0 -j MARK --set-xmark 0x1/0xff", true),
+            ("PREROUTING -m mark --mark 0x0/0x10000000 -j ACCEPT", true),
+            ("PREROUTING -p tcp -m tcp --sport 21 -m mark --mark 0x0 -j ACCEPT", true),
+            // Nothing sets it.
+            ("PREROUTING -m mark --mark 0x1 -j ACCEPT", false),
+            ("PREROUTING -m mark ! --mark 0x1 -j ACCEPT", false),
+            // Another rule may have set it.
+            (&format!("PREROUTING -m mark --mark 0x1 -j ACCEPT\n{BEFORE}"), true),
+            (&format!("PREROUTING -m mark ! --mark 0x0 -j ACCEPT\n{BEFORE}"), true),
         ] {
-            assert_eq!(iptables(rules), [""; 0], "{rules}");
+            let chains = ":PREROUTING ACCEPT\n:FORWARD ACCEPT\n:own -";
+            let firewall =
+                Firewall::from_iptables_tables(&[("mangle", &format!("{chains}\n-A {rule}"))]);
+            let text = rule.lines().next().unwrap();
+            let named = format!("`-A {text}` in iptables-legacy mangle PREROUTING");
+            assert_eq!(found(&firewall), if is_found { vec![named] } else { vec![] }, "{rule}");
         }
     }
 
     #[test]
-    fn rules_that_compare_the_marks_are_found() {
-        for rules in [
-            "-A PREROUTING -m mark ! --mark 0x0 -j ACCEPT\n-A PREROUTING -j MARK --set-mark 1\n",
-            "-A PREROUTING -i lan0 -m mark --mark 0x0 -j MARK --set-xmark 0x1/0xff\n",
-            "-A PREROUTING -m mark --mark 0x0/0x10000000 -j ACCEPT\n",
-            "-A PREROUTING -p tcp -m tcp --sport 21 -m mark --mark 0x0 -j ACCEPT\n",
-            // Another rule may have set it.
-            "-A PREROUTING -m mark --mark 0x1 -j ACCEPT\n-A PREROUTING -j MARK --set-xmark 0x1/0xff\n",
-        ] {
-            let rule = rules.lines().next().unwrap();
-            let named = format!("`{rule}` in iptables-legacy mangle PREROUTING");
-            assert_eq!(iptables(rules).first(), Some(&named), "{rules}");
-        }
-        let conflict = |prerouting: &str, rules: &[RoutingRule]| {
-            let text = format!("*mangle\n:PREROUTING ACCEPT [0:0]\n{prerouting}COMMIT\n");
-            let routing_rules = rules.to_vec();
-            Firewall { routing_rules, ..Firewall::from_iptables(&text) }.mark_conflicts()
-        };
-        let marks_one = "-A PREROUTING -i lan0 -j MARK --set-xmark 0x1/0xff\n";
+    fn routing_rules_that_compare_the_marks_are_found() {
+        let marks_one = "-A PREROUTING -i lan0 -j MARK --set-xmark 0x1/0xff";
         for (prerouting, mark, mask, is_inverted, is_found) in [
             ("", 0, u32::MAX, false, true),
             ("", 0, 0x4000_0000, false, true),
@@ -307,7 +303,8 @@ mod tests {
                  0xfffe0000"
             );
             let expected = if is_found { vec![reason] } else { vec![] };
-            assert_eq!(conflict(prerouting, &[rule]), expected, "{rule} {prerouting}");
+            let found = with_routing(prerouting, &[rule]).mark_conflicts();
+            assert_eq!(found, expected, "{rule} {prerouting}");
         }
     }
 
@@ -348,73 +345,58 @@ mod tests {
 
     #[test]
     fn use_of_the_ct_mark_is_found() {
-        let used = |rules: &str, routing: &[RoutingRule]| {
-            let text = format!("*mangle\n:PREROUTING ACCEPT [0:0]\n{rules}COMMIT\n");
-            let routing_rules = routing.to_vec();
-            let firewall = Firewall { routing_rules, ..Firewall::from_iptables(&text) };
-            (firewall.ct_mark_use(), firewall.routes_by_restored_marks())
-        };
         let restore = |packet: &str, ct: &str| {
-            format!("-A PREROUTING -j CONNMARK --restore-mark --nfmask {packet} --ctmask {ct}\n")
+            format!("-A PREROUTING -j CONNMARK --restore-mark --nfmask {packet} --ctmask {ct}")
         };
         let (all, one) = ("0xffffffff", [routing_rule(1, u32::MAX, false)]);
         let (byte, other) = ([routing_rule(1, 0xff, false)], [routing_rule(1 << 8, 0xff00, false)]);
         let (none, restored, compared) =
             (CtMarkUse::None, CtMarkUse::Restored, CtMarkUse::Compared);
         for (rules, routing, ct_mark_use, routes) in [
-            ("-A PREROUTING -j MARK --set-xmark 0x1/0xff\n", &one, none, false),
-            ("-A PREROUTING -j CONNMARK --set-xmark 0x40000000/0x40000000\n", &one, none, false),
-            ("-A PREROUTING -j CONNMARK --set-xmark 0x1/0xff\n", &one, restored, false),
+            ("-A PREROUTING -j MARK --set-xmark 0x1/0xff", &one, none, false),
+            ("-A PREROUTING -j CONNMARK --set-xmark 0x40000000/0x40000000", &one, none, false),
+            ("-A PREROUTING -j CONNMARK --set-xmark 0x1/0xff", &one, restored, false),
             (&restore("0xff", "0xff"), &one, restored, true),
             (&restore("0xff", "0xff"), &other, restored, false),
             (&restore(all, all), &byte, restored, true),
             (&restore(all, all), &one, compared, true),
             (&restore("0xff", all), &one, compared, true),
         ] {
-            let expected = (ct_mark_use, routes);
-            assert_eq!(used(rules, routing), expected, "{rules}");
+            let firewall = with_routing(rules, routing);
+            let found = (firewall.ct_mark_use(), firewall.routes_by_restored_marks());
+            assert_eq!(found, (ct_mark_use, routes), "{rules}");
         }
     }
 
     #[test]
     fn nftables_chains_count_by_priority() {
-        let chain = |kind: &str, hook: &str, priority: i32, rule: &str| {
-            let chain = format!("inet {kind} {hook} {priority} accept");
-            found(&Firewall::from_nft_chain(&chain, &[rule]))
-        };
         let mark = r#"{"meta": {"key": "mark"}}"#;
+        let writes = |value: &str| format!(r#"{{"mangle": {{"key": {mark}, "value": {value}}}}}"#);
+        let is_new = is("in", r#"{"ct": {"key": "state"}}"#, r#""new""#);
         let compares = format!("{}, {ACCEPT}", is("==", mark, "0"));
-        let compares = |kind: &str, hook: &str, priority| chain(kind, hook, priority, &compares);
-        let writes = |kind: &str, hook: &str, priority, value: &str| {
-            let rule = format!(r#"{{"mangle": {{"key": {mark}, "value": {value}}}}}"#);
-            chain(kind, hook, priority, &rule)
-        };
-        let named = ["`rule with handle 2` in inet t c"];
-        for (kind, hook, priority) in [
-            ("filter", "prerouting", -300),
-            ("filter", "prerouting", 50),
-            ("filter", "forward", -300),
+        let (overwrites, of_new) = (writes("1"), format!("{is_new}, {}", writes("1")));
+        let spares = writes(&format!(r#"{{"|": [{{"&": [{mark}, 4294967040]}}, 1]}}"#));
+        for (chain, rule, is_found) in [
+            ("filter prerouting -300", &compares, true),
+            ("filter prerouting 50", &compares, true),
+            ("filter forward -300", &compares, true),
+            ("nat prerouting -100", &compares, false),
+            ("filter forward -150", &compares, false),
+            ("filter output -300", &compares, false),
+            ("filter prerouting -150", &overwrites, true),
+            ("filter prerouting -300", &overwrites, true),
+            // Lines of control connections.
+            ("filter prerouting 0", &overwrites, true),
+            ("nat prerouting -150", &overwrites, false),
+            ("filter forward -150", &overwrites, false),
+            ("filter prerouting -150", &spares, false),
+            // It may have been added after our table, or our table has read the mark.
+            ("filter prerouting -100", &of_new, true),
+            ("filter prerouting -99", &of_new, false),
         ] {
-            assert_eq!(compares(kind, hook, priority), named, "{hook} {priority}");
+            let found = found(&Firewall::from_nft_chain(&format!("inet {chain} accept"), &[rule]));
+            let expected = if is_found { &["`rule with handle 2` in inet t c"][..] } else { &[] };
+            assert_eq!(found, expected, "{chain} {rule}");
         }
-        for (kind, hook, priority) in
-            [("nat", "prerouting", -100), ("filter", "forward", -150), ("filter", "output", -300)]
-        {
-            assert_eq!(compares(kind, hook, priority), [""; 0], "{kind} {hook} {priority}");
-        }
-        assert_eq!(writes("filter", "prerouting", -150, "1"), named);
-        assert_eq!(writes("filter", "prerouting", -300, "1"), named);
-        assert_eq!(writes("filter", "prerouting", 0, "1"), named, "lines of control connections");
-        let of_new = |priority| {
-            let is_new = is("in", r#"{"ct": {"key": "state"}}"#, r#""new""#);
-            let rule = format!(r#"{is_new}, {{"mangle": {{"key": {mark}, "value": 1}}}}"#);
-            chain("filter", "prerouting", priority, &rule)
-        };
-        assert_eq!(of_new(-100), named, "it may have been added after our table");
-        assert_eq!(of_new(-99), [""; 0], "our table has read the mark");
-        assert_eq!(writes("nat", "prerouting", -150, "1"), [""; 0]);
-        assert_eq!(writes("filter", "forward", -150, "1"), [""; 0]);
-        let or = r#"{"|": [{"&": [{"meta": {"key": "mark"}}, 4294967040]}, 1]}"#;
-        assert_eq!(writes("filter", "prerouting", -150, or), [""; 0]);
     }
 }
