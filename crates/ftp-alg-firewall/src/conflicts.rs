@@ -119,73 +119,98 @@ impl Firewall {
 mod tests {
     use super::*;
 
-    fn untracked(firewall: &Firewall) -> Vec<(String, String)> {
-        let conflicts = firewall.hiding_rules().into_iter();
-        conflicts
-            .inspect(|conflict| assert_eq!(conflict.kind, ConflictKind::Untracked))
-            .map(|conflict| (conflict.rule, conflict.remedy.unwrap()))
-            .collect()
+    use ConflictKind::{CtMark, Helper, Offload, Untracked, Zone};
+
+    use crate::rules_for_tests::{ACCEPT, PORT, accepts_mark, is};
+
+    /// The rules that interfere: how, and the command that removes each.
+    fn found(firewall: &Firewall) -> Vec<(ConflictKind, String)> {
+        let conflicts = firewall.conflicting_rules().into_iter();
+        conflicts.map(|one| (one.kind, one.remedy.unwrap())).collect()
     }
 
-    fn iptables(rules: &str) -> Firewall {
-        let text = format!("*raw\n:PREROUTING ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n{rules}COMMIT\n");
-        Firewall::from_iptables(&text)
+    fn iptables(table: &str, rules: &str) -> Firewall {
+        let rules = format!(":PREROUTING ACCEPT\n:OUTPUT ACCEPT\n{rules}");
+        Firewall::from_iptables_tables(&[(table, &rules)])
     }
 
     #[test]
-    fn iptables_notrack_rules_are_found_with_their_delete_command() {
-        for rule in [
-            "PREROUTING -p tcp -m tcp --dport 21 -j NOTRACK",
-            "OUTPUT -p tcp -m tcp --sport 21 -j CT --notrack",
-            "PREROUTING -i eth0 -j CT --notrack",
+    fn rules_of_iptables_are_found_with_their_delete_command() {
+        for (table, rule, kind) in [
+            ("raw", "PREROUTING -p tcp -m tcp --dport 21 -j NOTRACK", Untracked),
+            ("raw", "OUTPUT -p tcp -m tcp --sport 21 -j CT --notrack", Untracked),
+            ("raw", "PREROUTING -i eth0 -j CT --notrack", Untracked),
+            ("raw", "PREROUTING -j CT --zone 1", Zone(Some(1))),
+            ("raw", "PREROUTING -i eth0 -j CT --zone-orig 7", Zone(Some(7))),
+            ("raw", "PREROUTING -j CT --zone mark", Zone(None)),
+            ("mangle", "PREROUTING -j CONNMARK --save-mark", CtMark),
+            ("mangle", "PREROUTING -j CONNMARK --set-xmark 0x5/0xffffffff", CtMark),
         ] {
-            let text = format!("-A {rule}");
-            let remedy = format!("iptables-legacy -t raw -D {rule}");
-            let firewall = iptables(&format!("{text}\n"));
-            assert_eq!(untracked(&firewall), [(text, remedy)]);
+            let firewall = iptables(table, &format!("-A {rule}"));
+            let remedy = format!("iptables-legacy -t {table} -D {rule}");
+            assert_eq!(found(&firewall), [(kind, remedy)]);
+            assert_eq!(firewall.conflicting_rules()[0].rule, format!("-A {rule}"));
+            let zone = if let Zone(zone) = kind { zone } else { None };
+            assert_eq!(firewall.zones(), zone.as_slice(), "{rule}");
         }
+        let rule = "PREROUTING -p tcp -m tcp --dport 21 -m comment --comment";
+        let helper = format!("-A {rule} \"it's $(reboot) `reboot`\" -j CT --helper ftp");
+        let quoted = r"'it'\''s $(reboot) `reboot`' -j CT --helper ftp";
+        let remedy = format!("iptables-legacy -t raw -D {rule} {quoted}");
+        assert_eq!(found(&iptables("raw", &helper)), [(Helper, remedy)]);
     }
 
     #[test]
     fn rules_for_other_packets_are_ignored() {
-        for rules in [
-            "-A PREROUTING -p udp -m udp --dport 53 -j NOTRACK\n",
-            "-A PREROUTING -p tcp -m tcp --dport 80 -j CT --notrack\n",
-            "-A PREROUTING -i lo -j CT --notrack\n",
-            "-A PREROUTING -j CT --zone 0\n",
+        for (table, rules) in [
+            ("raw", "-A PREROUTING -p udp -m udp --dport 53 -j NOTRACK"),
+            ("raw", "-A PREROUTING -p tcp -m tcp --dport 80 -j CT --notrack"),
+            ("raw", "-A PREROUTING -i lo -j CT --notrack"),
+            ("raw", "-A PREROUTING -j CT --zone 0"),
             // SYNPROXY.
-            "-A PREROUTING -p tcp -m tcp --dport 21 --tcp-flags FIN,SYN,RST,ACK SYN -j CT --notrack\n",
+            (
+                "raw",
+                "-A PREROUTING -p tcp -m tcp --dport 21 --tcp-flags FIN,SYN,RST,ACK SYN -j CT --notrack",
+            ),
             // Packets that ftp-alg injects.
-            "-A OUTPUT -m mark --mark 0x70000000 -j CT --notrack\n",
+            ("raw", "-A OUTPUT -m mark --mark 0x70000000 -j CT --notrack"),
             // FTP packets do not reach the second rule.
-            "-A PREROUTING -p tcp -m multiport --ports 21 -j ACCEPT\n\
-             -A PREROUTING -j CT --notrack\n",
-            ":X - [0:0]\n-A PREROUTING -p tcp -m multiport ! --ports 21 -j X\n-A X -j CT --notrack\n",
+            (
+                "raw",
+                "-A PREROUTING -p tcp -m multiport --ports 21 -j ACCEPT\n-A PREROUTING -j CT --notrack",
+            ),
+            (
+                "raw",
+                ":X -\n-A PREROUTING -p tcp -m multiport ! --ports 21 -j X\n-A X -j CT --notrack",
+            ),
+            // Bits of others.
+            ("mangle", "-A PREROUTING -j CONNMARK --save-mark --nfmask 0xff00 --ctmask 0xff00"),
+            ("mangle", "-A PREROUTING -j CONNMARK --restore-mark"),
+            ("mangle", "-A PREROUTING -j CONNMARK --set-xmark 0x5/0x7"),
         ] {
-            assert_eq!(untracked(&iptables(rules)), [], "{rules}");
+            assert_eq!(found(&iptables(table, rules)), [], "{rules}");
         }
     }
 
     #[test]
-    fn rules_that_set_a_zone_are_found() {
-        for (rule, zone) in [
-            ("-j CT --zone 1", Some(1)),
-            ("-i eth0 -j CT --zone-orig 7", Some(7)),
-            ("-j CT --zone mark", None),
+    fn rules_of_nftables_are_found_if_control_connections_may_reach_them() {
+        let zone = r#"{"mangle": {"key": {"ct": {"key": "zone"}}, "value": 7}}"#;
+        let flow = r#"{"flow": {"op": "add", "flowtable": "@ft"}}"#;
+        let tcp = is("==", r#"{"meta": {"key": "l4proto"}}"#, r#""tcp""#);
+        let ports = [PORT.replace("dport", "sport"), PORT.to_owned()];
+        let ports = ports.map(|port| is("!=", &port, "21")).join(", ");
+        let assured = is("in", r#"{"ct": {"key": "status"}}"#, r#""assured""#);
+        let recipe = accepts_mark().replace(ACCEPT, &assured);
+        for (chain, rule, expected) in [
+            ("ip filter prerouting -300 accept", zone.to_owned(), Some(Zone(Some(7)))),
+            ("inet filter forward 0 drop", format!("{tcp}, {flow}"), Some(Offload)),
+            ("inet filter forward 0 drop", format!("{ports}, {flow}"), None),
+            ("inet filter forward 0 drop", format!("{recipe}, {flow}"), None),
         ] {
-            let firewall = iptables(&format!("-A PREROUTING {rule}\n"));
-            let found = firewall.hiding_rules();
-            assert_eq!(
-                found.iter().map(|found| found.kind).collect::<Vec<_>>(),
-                [ConflictKind::Zone(zone)]
-            );
-            assert_eq!(firewall.zones(), zone.as_slice());
+            let found = found(&Firewall::from_nft_chain(chain, &[&rule]));
+            let kinds: Vec<_> = found.iter().map(|(kind, _)| *kind).collect();
+            assert_eq!(kinds, expected.as_slice(), "{rule}");
         }
-        let rule = r#"{"mangle": {"key": {"ct": {"key": "zone"}}, "value": 7}}"#;
-        let firewall = Firewall::from_nft_chain("ip filter prerouting -300 accept", &[rule]);
-        let found = firewall.hiding_rules();
-        assert_eq!(found.len(), 1);
-        assert_eq!(found[0].kind, ConflictKind::Zone(Some(7)));
     }
 
     #[test]
@@ -193,9 +218,12 @@ mod tests {
         let rules: String = (0..60)
             .map(|n| format!("-A c{n} -j c{m}\n-A c{n} -j c{m}\n", m = n + 1))
             .collect::<String>()
-            + "-A c60 -j c1\n-A c60 -j NOTRACK\n";
-        let chains: String = (0..=60).map(|n| format!(":c{n} - [0:0]\n")).collect();
-        let firewall = iptables(&format!("{chains}-A PREROUTING -j c0\n{rules}"));
-        assert_eq!(untracked(&firewall).len(), 1);
+            + "-A c60 -j c1\n-A c60 -j NOTRACK";
+        let chains: String = (0..=60).map(|n| format!(":c{n} -\n")).collect();
+        let firewall = iptables("raw", &format!("{chains}-A PREROUTING -j c0\n{rules}"));
+        assert_eq!(
+            found(&firewall),
+            [(Untracked, "iptables-legacy -t raw -D c60 -j NOTRACK".into())]
+        );
     }
 }

@@ -4,9 +4,7 @@ use proptest::prelude::*;
 
 use super::{
     PacketClass::{Injected, MarkedData, RelatedData},
-    rules_for_tests::{
-        ACCEPT, CT_MARK, FIREWALLD, FW4, PLAIN, PORT, STATE, ZONES, accepts_mark, is, nftables,
-    },
+    rules_for_tests::{CT_MARK, FIREWALLD, FW4, PLAIN, PORT, STATE, ZONES, is, nftables},
     *,
 };
 
@@ -94,22 +92,6 @@ fn only_openwrts_own_table_is_fw4s() {
     };
     assert_eq!(of_family("inet"), Some(RulesetManager::Fw4));
     assert_eq!(of_family("ip"), None);
-}
-
-#[test]
-fn flowtable_is_a_conflict_if_control_connections_may_reach_it() {
-    let ports = [PORT.replace("dport", "sport"), PORT.to_owned()];
-    let ports = ports.map(|port| is("!=", &port, "21")).join(", ");
-    let recipe =
-        accepts_mark().replace(ACCEPT, &is("in", r#"{"ct": {"key": "status"}}"#, r#""assured""#));
-    let tcp = is("==", r#"{"meta": {"key": "l4proto"}}"#, r#""tcp""#);
-    for (condition, expected) in [(tcp, &[ConflictKind::Offload][..]), (ports, &[]), (recipe, &[])]
-    {
-        let flow = r#"{"flow": {"op": "add", "flowtable": "@ft"}}"#;
-        let found = one_rule(&format!("{condition}, {flow}")).conflicting_rules();
-        let kinds: Vec<_> = found.iter().map(|one| one.kind).collect();
-        assert_eq!(kinds, expected, "{condition}");
-    }
 }
 
 #[test]
@@ -203,63 +185,26 @@ fn all_ways_to_accept_our_mark_in_nftables_are_understood() {
 }
 
 #[test]
-fn remedy_quotes_comments_for_the_shell() {
-    let firewall = Firewall::from_iptables(
-        "*raw\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -p tcp -m tcp --dport 21 -m comment \
-         --comment \"it's $(reboot) `reboot`\" -j CT --helper ftp\nCOMMIT\n",
-    );
-    let conflict = &firewall.conflicting_rules()[0];
-    assert_eq!(
-        conflict.remedy.as_deref(),
-        Some(
-            "iptables-legacy -t raw -D PREROUTING -p tcp -m tcp --dport 21 -m comment \
-             --comment 'it'\\''s $(reboot) `reboot`' -j CT --helper ftp"
-        )
-    );
-}
-
-#[test]
-fn rules_that_change_our_ct_mark_bits_are_conflicts() {
-    let text =
-        |target: &str| format!("*mangle\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -j {target}\n");
-    for (target, expected) in [
-        ("CONNMARK --save-mark --nfmask 0xffffffff --ctmask 0xffffffff", 1),
-        ("CONNMARK --save-mark --nfmask 0xff00 --ctmask 0xff00", 0),
-        ("CONNMARK --restore-mark --nfmask 0xffffffff --ctmask 0xffffffff", 0),
-        ("CONNMARK --set-xmark 0x5/0xffffffff", 1),
-        ("CONNMARK --set-xmark 0x5/0x7", 0),
-    ] {
-        let found = Firewall::from_iptables(&text(target)).conflicting_rules();
-        assert_eq!(found.len(), expected, "{target}");
-    }
-}
-
-#[test]
-fn foreign_ct_mark_bits_are_unknown_if_a_rule_sets_them() {
-    let accept = "*filter\n:FORWARD DROP [0:0]\n-A FORWARD -m connmark --mark 0x40000000/0x4000ffff \
-        -j ACCEPT\nCOMMIT\n";
-    let passes = |text: &str| Firewall::from_iptables(text).forward(MarkedData).passes();
-    assert!(passes(accept));
-    let others = "*mangle\n:PREROUTING ACCEPT [0:0]\n\
-        -A PREROUTING -j CONNMARK --set-xmark 0x1/0xff\nCOMMIT\n";
-    assert!(!passes(&format!("{others}{accept}")));
-}
-
-#[test]
 fn iptables_options_are_conditions() {
-    let one = |options: &str| {
-        let text =
-            format!("*filter\n:FORWARD DROP [0:0]\n-A FORWARD {options} -j ACCEPT\nCOMMIT\n");
-        Firewall::from_iptables(&text).forward(MarkedData).passes()
-    };
     let accepting = " | -p tcp | ! -p udp | ! -i lo | -m comment --comment \"-j DROP \\\" ! x\" | \
                      -m connmark ! --mark 0x0/0x40000000 | -m conntrack --ctstate NEW,ESTABLISHED | -m mark --mark 0x0/0xff";
     let others = "-p udp | ! -p tcp | -i eth0 | -i lo | -s 10.0.0.0/8 | -m connmark --mark 0x20000000/0x20000000 | \
                   -m conntrack --ctstate NEW,DNAT | -m limit --limit 3/min | -m nobody --knows | -m helper --helper ftp | \
                   -p tcp -m tcp --dport 1024:65535 | -p tcp -m tcp --tcp-flags SYN,ACK SYN";
-    for (options, passes) in [(accepting, true), (others, false)] {
+    let whole = "-m connmark --mark 0x40000000/0x4000ffff";
+    let sets = ":PREROUTING ACCEPT\n-A PREROUTING -j CONNMARK --set-xmark 0x1/0xff";
+    for (mangle, options, passes) in [
+        ("", accepting, true),
+        ("", others, false),
+        // Bits of others are unknown if a rule sets them.
+        ("", whole, true),
+        (sets, whole, false),
+    ] {
         for options in options.split(" | ") {
-            assert_eq!(one(options), passes, "{options}");
+            let filter = format!(":FORWARD DROP\n-A FORWARD {options} -j ACCEPT");
+            let firewall =
+                Firewall::from_iptables_tables(&[("mangle", mangle), ("filter", &filter)]);
+            assert_eq!(firewall.forward(MarkedData).passes(), passes, "{options}");
         }
     }
 }
