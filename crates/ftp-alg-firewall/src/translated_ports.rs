@@ -197,10 +197,8 @@ fn overlap(one: PortRange, other: PortRange) -> Option<PortRange> {
 
 #[cfg(test)]
 mod tests {
-    use super::{
-        super::rules_for_tests::{self, PORT, nft_json},
-        *,
-    };
+    use super::*;
+    use crate::rules_for_tests::{self, PORT, nft_json};
 
     fn claims(firewall: &Firewall, port: u16) -> bool {
         let target = "10.0.0.5:4000".parse().unwrap();
@@ -222,69 +220,57 @@ mod tests {
         rules_for_tests::is("==", PORT, port)
     }
 
-    fn saved(rules: &str) -> Firewall {
-        let text = format!("*nat\n:PREROUTING ACCEPT [0:0]\n:WEB - [0:0]\n{rules}COMMIT\n");
-        Firewall::from_iptables(&text)
+    fn saved(chain: &str, rules: &str) -> Firewall {
+        let rules = format!(":{chain} ACCEPT\n:X -\n-A {chain} {rules}");
+        Firewall::from_iptables_tables(&[("nat", &rules)])
     }
 
     #[test]
     fn ports_translated_by_nftables_are_claimed() {
         let to = r#"{"dnat": {"addr": "10.0.0.9", "port": 80}}"#;
         let address = r#"{"payload": {"protocol": "ip", "field": "daddr"}}"#;
-        for (port, to, claimed, free) in [
-            ("8080", to, 8080, 8081),
-            (r#"{"set": [5, {"range": [8000, 8010]}]}"#, to, 8005, 8011),
-            ("2222", r#"{"redirect": {"port": 22}}"#, 2222, 22),
-            ("2222", r#"{"redirect": null}"#, 2222, 22),
-            ("", r#"{"dnat": {"addr": {"map": {"key": PORT, "data": "@m"}}}}"#, 95, 81),
-            (
-                "",
-                r#"{"dnat": {"addr": {"map": {"key": PORT, "data": {"set": [[70, "10.0.0.3"]]}}}}}"#,
-                70,
-                71,
-            ),
-            (
-                "",
-                r#"{"dnat": {"addr": {"map": {"key": {"concat": [IP, PORT]}, "data": "@two"}}}}"#,
-                70,
-                71,
-            ),
-        ] {
-            let port = if port.is_empty() { String::new() } else { format!("{}, ", is(port)) };
-            let rule = port + &to.replace("IP", address).replace("PORT", PORT);
-            let firewall = nftables(&[&rule]);
-            assert!(claims(&firewall, claimed) && !claims(&firewall, free), "{rule}");
-        }
-    }
-
-    #[test]
-    fn translation_to_the_target_itself_claims_nothing() {
-        let rule =
+        let by_map = |key: &str, map: &str| {
+            format!(r#"{{"dnat": {{"addr": {{"map": {{"key": {key}, "data": {map}}}}}}}}}"#)
+        };
+        let both = format!(r#"{{"concat": [{address}, {PORT}]}}"#);
+        // To the target itself, or elsewhere.
+        let of =
             |to: &str| format!(r#"{}, {{"dnat": {{{to}}}}}"#, is(r#"{"range": [4000, 4009]}"#));
-        for (to, claimed) in [
-            (r#""addr": "10.0.0.5""#, false),
-            (r#""addr": "10.0.0.5", "port": 4000"#, false),
-            (r#""addr": "10.0.0.5", "port": {"range": [4000, 4009]}"#, false),
-            (r#""addr": "10.0.0.5", "port": 22"#, true),
-            (r#""addr": "10.0.0.6""#, true),
-            (r#""addr": {"range": ["10.0.0.5", "10.0.0.6"]}"#, true),
-        ] {
-            assert_eq!(claims(&nftables(&[&rule(to)]), 4000), claimed, "{to}");
-        }
-    }
-
-    #[test]
-    fn chain_has_the_ports_of_the_jumps_to_it() {
-        let to = r#"{"dnat": {"addr": "10.0.0.9"}}"#;
+        let own = r#""addr": "10.0.0.5""#;
+        // Chains have the ports of the jumps to them.
         let jump = format!(r#"{}, {{"jump": {{"target": "b"}}}}"#, is("80"));
-        let map = format!(
-            r#"{{"vmap": {{"key": {PORT}, "data": {{"set": [[{{"range": [80, 81]}}, {{"goto": {{"target": "b"}}}}]]}}}}}}"#
-        );
-        for way in [jump, map] {
-            let firewall = nftables(&[&way, &format!("b {to}")]);
-            assert!(claims(&firewall, 80) && !claims(&firewall, 79), "{way}");
-            let narrower = nftables(&[&way, &format!("b {}, {to}", is("81"))]);
-            assert!(!claims(&narrower, 80), "{way}");
+        let pair = r#"[{"range": [80, 81]}, {"goto": {"target": "b"}}]"#;
+        let map = format!(r#"{{"vmap": {{"key": {PORT}, "data": {{"set": [{pair}]}}}}}}"#);
+        let [in_b, of_81] = [format!("b {to}"), format!("b {}, {to}", is("81"))];
+        let back = r#"b {"jump": {"target": "c"}}"#;
+        for (rules, claimed, free) in [
+            (&[&*format!("{}, {to}", is("8080"))][..], &[8080][..], &[8081][..]),
+            (
+                &[&format!("{}, {to}", is(r#"{"set": [5, {"range": [8000, 8010]}]}"#))],
+                &[8005],
+                &[8011],
+            ),
+            (&[&format!(r#"{}, {{"redirect": {{"port": 22}}}}"#, is("2222"))], &[2222], &[22]),
+            (&[&format!(r#"{}, {{"redirect": null}}"#, is("2222"))], &[2222], &[22]),
+            (&[&by_map(PORT, r#""@m""#)], &[80, 95], &[81]),
+            (&[&by_map(PORT, r#"{"set": [[70, "10.0.0.3"]]}"#)], &[70], &[71]),
+            (&[&by_map(&both, r#""@two""#)], &[70], &[71]),
+            (&[&of(own)], &[], &[4000]),
+            (&[&of(&format!(r#"{own}, "port": 4000"#))], &[], &[4000]),
+            (&[&of(&format!(r#"{own}, "port": {{"range": [4000, 4009]}}"#))], &[], &[4000]),
+            (&[&of(&format!(r#"{own}, "port": 22"#))], &[4000], &[]),
+            (&[&of(r#""addr": "10.0.0.6""#)], &[4000], &[]),
+            (&[&of(r#""addr": {"range": ["10.0.0.5", "10.0.0.6"]}"#)], &[4000], &[]),
+            (&[&jump, &in_b], &[80], &[79]),
+            (&[&map, &in_b], &[80], &[79]),
+            (&[&jump, &of_81], &[], &[80]),
+            (&[&map, &of_81], &[], &[80]),
+            // A loop, which the kernel refuses.
+            (&[r#"{"jump": {"target": "b"}}"#, back, &in_b], &[], &[80]),
+        ] {
+            let firewall = nftables(rules);
+            assert!(claimed.iter().all(|port| claims(&firewall, *port)), "{rules:?}");
+            assert!(!free.iter().any(|port| claims(&firewall, *port)), "{rules:?}");
         }
     }
 
@@ -292,83 +278,57 @@ mod tests {
     fn rule_without_known_port_claims_nothing() {
         let to = r#"{"dnat": {"addr": "10.0.0.9"}}"#;
         let unknown = format!(r#"{}, {to}"#, is(r#""@dynamic""#));
-        let udp = r#"{"match": {"op": "==", "left": {"payload": {"protocol": "udp", "field": "dport"}},
-            "right": 53}}, {"dnat": {"addr": "10.0.0.9"}}"#;
-        for rule in [to, &unknown, udp] {
+        let udp = format!("{}, {to}", is("53").replace("tcp", "udp"));
+        for rule in [to, &unknown, &udp] {
             assert_eq!(nftables(&[rule]).translated_ports(), [], "{rule}");
         }
+        let udp = "-p udp -m udp --dport 53 -j DNAT --to-destination 10.0.0.9";
+        assert_eq!(saved("PREROUTING", udp).translated_ports(), []);
     }
 
     #[test]
     fn ports_translated_by_iptables_are_claimed() {
         for (rule, claimed, free) in [
-            ("-m tcp --dport 80 -j DNAT --to-destination 10.0.0.9:8080", 80, 8080),
-            ("-m multiport --dports 80,90:99 -j DNAT --to-destination 10.0.0.9", 95, 81),
-            ("-m tcp --dport 80 -j REDIRECT --to-ports 22", 80, 22),
-            ("-m tcp --dport 80 -j WEB\n-A WEB -j DNAT --to-destination 10.0.0.9", 80, 81),
+            ("-m tcp --dport 80 -j DNAT --to-destination 10.0.0.9:8080", Some(80), 8080),
+            ("-m multiport --dports 80,90:99 -j DNAT --to-destination 10.0.0.9", Some(95), 81),
+            ("-m tcp --dport 80 -j REDIRECT --to-ports 22", Some(80), 22),
+            ("-m tcp --dport 80 -j X\n-A X -j DNAT --to-destination 10.0.0.9", Some(80), 81),
+            ("-m tcp --dport 4000:4009 -j DNAT --to-destination 10.0.0.5", None, 4000),
         ] {
-            let firewall = saved(&format!("-A PREROUTING -p tcp {rule}\n"));
-            assert!(claims(&firewall, claimed) && !claims(&firewall, free), "{rule}");
+            let firewall = saved("PREROUTING", &format!("-p tcp {rule}"));
+            assert!(claimed.is_none_or(|port| claims(&firewall, port)), "{rule}");
+            assert!(!claims(&firewall, free), "{rule}");
         }
-        let own_ports =
-            "-A PREROUTING -p tcp -m tcp --dport 4000:4009 -j DNAT --to-destination 10.0.0.5\n";
-        assert!(!claims(&saved(own_ports), 4000));
-        let udp = "-A PREROUTING -p udp -m udp --dport 53 -j DNAT --to-destination 10.0.0.9\n";
-        assert_eq!(saved(udp).translated_ports(), []);
-    }
-
-    #[test]
-    fn mutually_recursive_chains_terminate() {
-        let there = r#"{"jump": {"target": "b"}}"#;
-        let back = r#"b {"jump": {"target": "c"}}"#;
-        let to = r#"b {"dnat": {"addr": "10.0.0.9"}}"#;
-        assert!(!claims(&nftables(&[there, back, to]), 80));
-    }
-
-    fn saved_source_ports(rules: &str) -> Vec<RangeInclusive<u16>> {
-        let text = format!("*nat\n:POSTROUTING ACCEPT [0:0]\n{rules}\nCOMMIT\n");
-        Firewall::from_iptables(&text).source_ports()
-    }
-
-    fn listed_source_ports(rules: &[&str]) -> Vec<RangeInclusive<u16>> {
-        Firewall::from_nft_chain("inet nat postrouting 100 accept", rules).source_ports()
     }
 
     #[test]
     fn sets_of_source_ports_are_found() {
-        const SET: &str = r#"{"port": {"range": [40960, 41023]}}"#;
-        let masquerade = format!(r#"{{"masquerade": {SET}}}"#);
+        let listed = |rules: &[&str]| {
+            Firewall::from_nft_chain("inet nat postrouting 100 accept", rules).source_ports()
+        };
+        let masquerade = r#"{"masquerade": {"port": {"range": [40960, 41023]}}}"#;
         let snat = r#"{"snat": {"addr": "198.51.100.1", "port": {"range": [2048, 3071]}}}"#;
-        assert_eq!(listed_source_ports(&[&masquerade]), [40960..=41023]);
-        assert_eq!(listed_source_ports(&[snat, &masquerade, snat]), [2048..=3071, 40960..=41023]);
+        assert_eq!(listed(&[masquerade]), [40960..=41023]);
+        assert_eq!(listed(&[snat, masquerade, snat]), [2048..=3071, 40960..=41023]);
+        let without = [r#"{"masquerade": null}"#, r#"{"snat": {"addr": "1.2.3.4"}}"#];
+        assert_eq!(listed(&without), []);
         for (rule, set) in [
-            ("-A POSTROUTING -o wan -p tcp -j MASQUERADE --to-ports 40960-41023", 40960..=41023),
+            ("-o wan -p tcp -j MASQUERADE --to-ports 40960-41023", Some(40960..=41023)),
+            ("-s 10.0.0.0/8 -p tcp -j SNAT --to-source 198.51.100.1:2048-3071", Some(2048..=3071)),
+            ("-p tcp -j MASQUERADE --to-ports 1000-2000 --random", Some(1024..=2000)),
+            // No set, other connections, or a single service.
+            ("-o wan -j MASQUERADE", None),
+            ("-j SNAT --to-source 198.51.100.1-198.51.100.9", None),
+            ("-p tcp -j MASQUERADE --to-ports 1024-65535", None),
+            ("-p udp -j MASQUERADE --to-ports 40960-41023", None),
+            ("-p tcp -m tcp --dport 5060 -j MASQUERADE --to-ports 40960-41023", None),
+            ("-p tcp -j MASQUERADE --to-ports 5060-5061", None),
             (
-                "-A POSTROUTING -s 10.0.0.0/8 -p tcp -j SNAT --to-source 198.51.100.1:2048-3071",
-                2048..=3071,
+                "-p tcp -m tcp --dport 80 -j X\n-A X -p tcp -j MASQUERADE --to-ports 40960-41023",
+                None,
             ),
-            ("-A POSTROUTING -p tcp -j MASQUERADE --to-ports 1000-2000 --random", 1024..=2000),
         ] {
-            assert_eq!(saved_source_ports(rule), [set], "{rule}");
-        }
-    }
-
-    #[test]
-    fn other_rules_name_no_set_of_source_ports() {
-        assert_eq!(
-            listed_source_ports(&[r#"{"masquerade": null}"#, r#"{"snat": {"addr": "1.2.3.4"}}"#]),
-            []
-        );
-        for rule in [
-            "-A POSTROUTING -o wan -j MASQUERADE",
-            "-A POSTROUTING -j SNAT --to-source 198.51.100.1-198.51.100.9",
-            "-A POSTROUTING -p tcp -j MASQUERADE --to-ports 1024-65535",
-            "-A POSTROUTING -p udp -j MASQUERADE --to-ports 40960-41023",
-            "-A POSTROUTING -p tcp -m tcp --dport 5060 -j MASQUERADE --to-ports 40960-41023",
-            "-A POSTROUTING -p tcp -j MASQUERADE --to-ports 5060-5061",
-            ":X - [0:0]\n-A POSTROUTING -p tcp -m tcp --dport 80 -j X\n-A X -p tcp -j MASQUERADE --to-ports 40960-41023",
-        ] {
-            assert_eq!(saved_source_ports(rule), [], "{rule}");
+            assert_eq!(saved("POSTROUTING", rule).source_ports(), set.as_slice(), "{rule}");
         }
     }
 }
