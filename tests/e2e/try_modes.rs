@@ -63,15 +63,6 @@ fn url(lab: &Lab, server: Option<&Server>, family: Family) -> String {
     }
 }
 
-/// A try on the client of a gateway that only routes, with a scripted server.
-fn attempt_with(plan: Value) -> (Lab, Try) {
-    let lab = Lab::new(Topology::Routed).unwrap();
-    lab.gateway.shell("nft flush ruleset").unwrap();
-    let _server = scripted_server(&lab.server, &plan);
-    let tried = attempt(&lab.client, &url(&lab, None, V4), &[]);
-    (lab, tried)
-}
-
 const MODES: [&str; 4] = ["EPSV", "PASV", "EPRT", "PORT"];
 
 #[test]
@@ -152,39 +143,34 @@ fn server_address(lab: &Lab) -> String {
     lab.server.address(V4).to_string()
 }
 
+/// The control connection fails, and each further setting adds to the one before.
 #[test]
-fn rules_of_the_trying_host_are_named() {
+fn what_is_in_the_way_of_a_control_connection_is_named() {
     let lab = Lab::new(Topology::Routed).unwrap();
-    let _server = scripted_server(&lab.server, &json!({}));
-    let url = url(&lab, None, V4);
+    let (url, refused_by) = (url(&lab, None, V4), server_address(&lab));
     let interface = lab.interface(&lab.client);
     let rule = format!("-A OUTPUT -o {interface} -p tcp -m tcp --dport 21 -j DROP");
-    lab.client.shell(&format!("iptables-legacy {rule}")).unwrap();
-    let tried = attempt(&lab.client, &url, &[]);
-    assert_eq!(tried.failed(), ["connect"], "{}", tried.text);
-    assert_eq!(tried.skipped(), MODES);
-    let says = tried.says("connect");
-    let end = format!("dropped on this machine by `{rule}` in iptables-legacy filter OUTPUT");
-    assert!(says.ends_with(&end), "{says}");
-    lab.client.shell("ip route flush default").unwrap();
-    let tried = attempt(&lab.client, &url, &[]);
-    let says = tried.says("connect");
-    assert!(says.contains("unreachable") && !says.contains("on this machine"), "{says}");
-}
-
-#[test]
-fn a_dropped_or_refused_control_connection_is_reported() {
-    let lab = Lab::new(Topology::Routed).unwrap();
-    let url = url(&lab, None, V4);
-    let refused = attempt(&lab.client, &url, &[]);
-    assert_eq!(
-        refused.says("connect"),
-        format!("connection refused by {}:21", server_address(&lab))
-    );
-    lab.gateway.shell("nft insert rule inet gateway forward tcp dport 21 drop").unwrap();
-    let dropped = attempt(&lab.client, &url, &[]);
-    assert!(dropped.says("connect").contains("no answer to the SYN"), "{}", dropped.text);
-    assert_eq!((dropped.failed(), dropped.skipped()), (vec!["connect"], MODES.to_vec()));
+    for (host, setting, says) in [
+        (&lab.client, "true", format!("connection refused by {refused_by}:21")),
+        (
+            &lab.gateway,
+            "nft insert rule inet gateway forward tcp dport 21 drop",
+            "no answer to the SYN within 5 s".to_owned(),
+        ),
+        (
+            &lab.client,
+            &format!("iptables-legacy {rule}"),
+            format!("dropped on this machine by `{rule}` in iptables-legacy filter OUTPUT"),
+        ),
+        (&lab.client, "ip route flush default", "unreachable".to_owned()),
+    ] {
+        host.shell(setting).unwrap();
+        let tried = attempt(&lab.client, &url, &[]);
+        assert_eq!((tried.failed(), tried.skipped()), (vec!["connect"], MODES.to_vec()));
+        let said = tried.says("connect");
+        assert!(said.contains(&says), "{setting}: {said}");
+        assert_eq!(said.contains("on this machine"), says.contains(&rule), "{said}");
+    }
 }
 
 #[test]
@@ -204,18 +190,49 @@ fn a_refused_login_is_reported_with_the_reply() {
     wait_for("its line", || gateway.daemon.log().contains("login refused"));
 }
 
+/// In JSON, and in a text that fits a terminal.
 #[test]
-fn a_foreign_address_is_reported_and_never_used() {
-    let plan = json!({"pasv_reply": "227 Entering Passive Mode (198,51,100,66,200,10)"});
-    let (lab, tried) = attempt_with(plan);
-    assert_eq!(tried.failed(), ["PASV"], "{}", tried.text);
-    let says = tried.says("PASV");
-    let to = server_address(&lab);
+fn what_a_server_says_wrongly_is_reported_and_never_used() {
+    let lab = Lab::new(Topology::Routed).unwrap();
+    lab.gateway.shell("nft flush ruleset").unwrap();
+    let (url, to) = (url(&lab, None, V4), server_address(&lab));
+    let attempt_with = |plan: Value| {
+        let _server = scripted_server(&lab.server, &plan);
+        let words = [&["doctor", "--try", &url], &NO_DAEMON[..]].concat();
+        let done = lab.client.try_run(executable(), &words).unwrap();
+        (attempt(&lab.client, &url, &[]), done)
+    };
+    let foreign = "227 Entering Passive Mode (198,51,100,66,200,10)";
+    let no = "500 ".to_owned() + &"no and never ".repeat(50);
+    let (tried, done) = attempt_with(json!({"pasv_reply": foreign, "extra": {"EPRT": no}}));
+    assert_eq!((tried.failed(), tried.skipped()), (vec!["PASV"], vec!["EPRT"]), "{}", tried.text);
     let expected = format!(
         "227 announces 198.51.100.66, not the address of the server; with the address of the server: \
          connection refused by {to}:51210"
     );
-    assert_eq!(says, expected);
+    assert_eq!(tried.says("PASV"), expected);
+    let text = done.stdout_text();
+    assert_fails(&done, 1, "failed: PASV\n");
+    assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+    assert!(text.contains("  FAILED   PASV      227 announces"), "{text}");
+    assert!(text.contains("  skipped  EPRT      not supported by the server: EPRT "), "{text}");
+
+    let extra = json!({
+        "EPSV": "229 Entering Extended Passive Mode (|||22|)",
+        "PASV": "227 \u{1b}[2Jnothing",
+        "EPRT": "500 Unknown \u{7}command",
+        "LIST": "425 Cannot",
+    });
+    let (tried, _) = attempt_with(json!({"extra": extra}));
+    assert_eq!(tried.failed(), MODES, "{}", tried.text);
+    for (mode, says) in [
+        ("EPSV", "announced port 22 is below 1024 and was not tried"),
+        ("PASV", "227 \\u{1b}[2Jnothing"),
+        ("EPRT", " refused: 500 Unknown \\u{7}command"),
+        ("PORT", &format!("the server could not connect to {}:", lab.client.address(V4))),
+    ] {
+        assert!(tried.says(mode).contains(says), "{mode}: {}", tried.text);
+    }
 }
 
 /// It was taken for the server's: "check the server's log", or "a gateway in between needs ftp-alg".
@@ -241,26 +258,6 @@ fn a_refusal_of_the_gateway_is_reported_with_its_setting() {
 }
 
 #[test]
-fn low_ports_and_nonsense_are_not_tried() {
-    let extra = json!({
-        "EPSV": "229 Entering Extended Passive Mode (|||22|)",
-        "PASV": "227 \u{1b}[2Jnothing",
-        "EPRT": "500 Unknown \u{7}command",
-        "LIST": "425 Cannot",
-    });
-    let (lab, tried) = attempt_with(json!({"extra": extra}));
-    assert_eq!(tried.failed(), MODES, "{}", tried.text);
-    let says = tried.says("EPSV");
-    assert!(says.starts_with("announced port 22 is below 1024 and was not tried"), "{says}");
-    assert!(tried.says("PASV").ends_with("227 \\u{1b}[2Jnothing"), "{}", tried.text);
-    assert!(tried.says("EPRT").ends_with(" refused: 500 Unknown \\u{7}command"), "{}", tried.text);
-    let says = tried.says("PORT");
-    let own = lab.client.address(V4);
-    let start = format!("the server could not connect to {own}:");
-    assert!(says.starts_with(&start), "{says}");
-}
-
-#[test]
 fn without_capabilities_everything_but_the_rules_is_reported() {
     let lab = Lab::new(Topology::Routed).unwrap();
     let program = executable_for_everyone(&lab);
@@ -269,40 +266,6 @@ fn without_capabilities_everything_but_the_rules_is_reported() {
     let said = lab.client.try_run("env", &words).unwrap().stdout_text();
     assert!(said.contains("connection refused by"), "{said}");
     assert!(said.contains("      run this as root "), "{said}");
-}
-
-#[test]
-fn what_is_printed_fits_a_terminal() {
-    let lab = Lab::new(Topology::Routed).unwrap();
-    lab.gateway.shell("nft flush ruleset").unwrap();
-    let extra = json!({"EPRT": "500 ".to_owned() + &"no and never ".repeat(50)});
-    let plan = json!({"pasv_reply": "227 (198,51,100,66,200,10)", "extra": extra});
-    let _server = scripted_server(&lab.server, &plan);
-    let url = url(&lab, None, V4);
-    let words = [&["doctor", "--try", &url], &NO_DAEMON[..]].concat();
-    let done = lab.client.try_run(executable(), &words).unwrap();
-    let text = done.stdout_text();
-    assert_eq!(done.status.code(), Some(1), "{text}");
-    assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
-    assert!(text.contains("  FAILED   PASV      227 announces"), "{text}");
-    assert!(text.contains("  skipped  EPRT      not supported by the server: EPRT "), "{text}");
-    assert!(done.stderr_text().ends_with("failed: PASV\n"), "{}", done.stderr_text());
-}
-
-#[test]
-fn wrong_usage_is_reported_before_anything_is_tried() {
-    for (arguments, expected) in [
-        (&["--try", "ftp://h/file"][..], "has a path"),
-        (&["--try", "sftp://h"], "is not supported"),
-        (&["--password-file", "/x"], "--try"),
-        (&["--insecure"], "--try"),
-    ] {
-        let mut command = std::process::Command::new(executable());
-        let done = command.arg("doctor").args(arguments).args(&NO_DAEMON[..2]).output().unwrap();
-        let errors = String::from_utf8_lossy(&done.stderr);
-        assert_eq!(done.status.code(), Some(2), "{errors}");
-        assert!(errors.contains(expected), "{errors}");
-    }
 }
 
 /// vsftpd with TLS, whose data connections must resume the session, and `more` lines of configuration.

@@ -180,7 +180,7 @@ fn waiting_for_a_daemon_ends_in_time() {
 
 #[test]
 fn wrong_usage_is_one_line_and_exit_code_2() {
-    let cases: [&[&str]; 10] = [
+    let cases: [&[&str]; 14] = [
         &[],
         &["frobnicate"],
         &["--frobnicate"],
@@ -191,6 +191,10 @@ fn wrong_usage_is_one_line_and_exit_code_2() {
         &["rules"],
         &["rules", "pf"],
         &["replay"],
+        &["doctor", "--try", "ftp://h/file"],
+        &["doctor", "--try", "sftp://h"],
+        &["doctor", "--password-file", "/x"],
+        &["doctor", "--insecure"],
     ];
     for arguments in cases {
         let (code, stdout, stderr) = outcome(arguments);
