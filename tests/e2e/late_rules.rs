@@ -41,7 +41,7 @@ fn start(lab: &Lab, rules: &str) -> Waiting {
     Waiting { daemon: Daemon::start(&program, &lab.gateway, FAST_PATH).unwrap(), gate }
 }
 
-/// They restore whole packet marks, which `ip rule` compares, and translate to a set of source ports.
+/// They restore whole packet marks, which `ip rule` compares, translate to a set of source ports, and name a zone.
 #[test]
 fn the_table_has_what_late_rules_demand_and_keeps_it_at_a_restart() {
     let lab = Lab::new(Topology::Masquerade).unwrap();
@@ -49,45 +49,28 @@ fn the_table_has_what_late_rules_demand_and_keeps_it_at_a_restart() {
         ip rule add fwmark 1 lookup 100 priority 100
         nft 'table ip source { chain source { type nat hook postrouting priority 90; \
              oifname \"wan\" ip protocol tcp masquerade to :40960-41023; }; }'
+        nft 'table inet zones { chain pre { type filter hook prerouting priority raw; \
+             iifname \"other\" ct zone set 7; }; }'
         nft 'table ip marks { chain pre { type filter hook prerouting priority mangle; \
              iifname \"lan\" ct mark 0 ct mark set 1; meta mark set ct mark; }; }'";
     let mut waiting = start(&lab, rules);
-    let demanded = ["chain clear_restored_prerouting", ":40960-41023"];
+    let demanded = ["chain clear_restored_prerouting", ":40960-41023", "{ 0, 7 }"];
     let has_demanded = || {
         let table = lab.gateway.shell("nft list table inet ftp_alg").unwrap().stdout_text();
         demanded.map(|text| table.contains(text))
     };
-    assert_eq!(has_demanded(), [false; 2], "read in time");
+    assert_eq!(has_demanded(), [false; 3], "read in time");
     waiting.open_gate();
     let daemon = &mut waiting.daemon;
-    wait_for("the rules", || has_demanded() == [true; 2]);
+    wait_for("the rules", || has_demanded() == [true; 3]);
     wait_for("the ports", || daemon.log().contains("data connections use the ports 40960-41023"));
     wait_for("the audit", || !daemon.status().unwrap()["problems"].is_null());
     let problems = daemon.status().unwrap()["problems"].to_string();
     assert!(!problems.contains("restored-marks"), "{problems}");
     daemon.stop().unwrap();
     let waiting = start(&lab, "true");
-    assert_eq!(has_demanded(), [true; 2], "{}", waiting.daemon.log());
+    assert_eq!(has_demanded(), [true; 3], "{}", waiting.daemon.log());
     waiting.open_gate();
-}
-
-#[test]
-fn late_rules_that_accept_the_exact_ct_mark_turn_the_fast_path_off() {
-    if !has_tcx() {
-        return;
-    }
-    let lab = Lab::new(Topology::Routed).unwrap();
-    let rules = "nft 'table inet exact { chain forward { type filter hook forward priority 10; \
-         policy drop; ct mark 0x40000000 accept; ct state established accept; \
-         tcp dport 21 accept; }; }'";
-    let waiting = start(&lab, rules);
-    let daemon = &waiting.daemon;
-    let first = fast_path(daemon);
-    assert_eq!(first["state"], "on", "read in time: {first}");
-    waiting.open_gate();
-    wait_for("the rules", || fast_path(daemon)["state"] == "off");
-    let why = fast_path(daemon)["why"].to_string();
-    assert!(why.contains("tells the ct mark 0x40000000 from 0x60000000"), "{why}");
 }
 
 #[test]
