@@ -55,19 +55,9 @@ fn gives_up_soon(gateway: &Gateway) {
     gateway.lab.server.run("sysctl", &soon).unwrap();
 }
 
-/// Stops the daemon again and again by `stop`, which is informed the round, under sessions that last and sessions of a few
+/// Stops the daemon so many times by `stop`, which is informed the round, under sessions that last and sessions of a few
 /// transfers, whose numbers are not adjusted yet. What was announced meanwhile may be lost, but no control connection.
-fn lives_through(stop: impl Fn(&Gateway, u64)) {
-    for backend in ["nftables", "conntrack"] {
-        lives_through_with(backend, rounds(1), |gateway, round| {
-            thread::sleep(scaled_timeout(moment(round, 700)));
-            stop(gateway, round);
-        });
-    }
-}
-
-/// The same with a back end that the daemon begins with, in so many rounds.
-fn lives_through_with(backend: &str, rounds: u64, mut stop: impl FnMut(&mut Gateway, u64)) {
+fn lives_through(backend: &str, rounds: u64, mut stop: impl FnMut(&mut Gateway, u64)) {
     let mut gateway = gateway_with(Topology::Masquerade, &back_end(backend));
     let server = Server::start(ServerKind::Proftpd, &gateway.lab.server).unwrap();
     gives_up_soon(&gateway);
@@ -93,7 +83,8 @@ fn lives_through_with(backend: &str, rounds: u64, mut stop: impl FnMut(&mut Gate
 
 #[test]
 fn a_daemon_stopped_for_about_the_deadline_or_beyond_stops_no_ftp() {
-    lives_through(|gateway, round| {
+    let stop = |gateway: &mut Gateway, round| {
+        thread::sleep(scaled_timeout(moment(round, 700)));
         pause(&gateway.daemon, Duration::from_millis(3800) + moment(round + 3, 1500));
         thread::sleep(scaled_timeout(moment(round + 1, 700)));
         let greeted =
@@ -112,7 +103,10 @@ fn a_daemon_stopped_for_about_the_deadline_or_beyond_stops_no_ftp() {
             client.error.is_none() && took < 2 * DEADLINE
         });
         assert!(is_in_time, "not greeted in time");
-    });
+    };
+    for backend in ["nftables", "conntrack"] {
+        lives_through(backend, rounds(1), stop);
+    }
 }
 
 /// Whether the table is left or not, and anyone who reads or does not read the queue.
@@ -151,7 +145,7 @@ fn ftp_goes_on_unadjusted_after_a_daemon_ended_for_good() {
 
 #[test]
 fn a_restart_with_the_other_back_end_breaks_no_connection() {
-    lives_through_with("nftables", rounds(4), |gateway, round| {
+    lives_through("nftables", rounds(4), |gateway, round| {
         thread::sleep(scaled_timeout(Duration::from_millis(300) + moment(round, 700)));
         gateway.daemon.kill();
         let (exe, host) = (executable(), gateway.lab.gateway.clone());
