@@ -80,11 +80,15 @@ fn assert_marks(gateway: &Gateway, expected: u32, case: &str) {
 
 #[test]
 fn data_connections_keep_the_mark_that_other_rules_overwrite() {
-    for (at, (name, rules, mark)) in RULES.into_iter().enumerate() {
+    let at_the_gateway = ["input", "output", "prerouting", "postrouting"]
+        .map(|hook| format!("type filter hook {hook} priority mangle; ct mark set 5"));
+    let behind_it = RULES.map(|(_, rules, mark)| (Topology::Masquerade, rules, mark));
+    let on_it = at_the_gateway.each_ref().map(|rules| (Topology::OnServer, &**rules, 5));
+    for (at, (topology, rules, mark)) in behind_it.into_iter().chain(on_it).enumerate() {
         let all = [FAST_PATH, CONNTRACK];
         for configuration in telling(&all[at % 2..][..1], &all) {
-            let case = format!("{name} {configuration}");
-            let gateway = gateway_behind(Topology::Masquerade, configuration, rules);
+            let case = format!("{topology} {rules} {configuration}");
+            let gateway = gateway_behind(topology, configuration, rules);
             gateway.lab.gateway.shell(BY_MARK_ALONE).unwrap();
             let lab = &gateway.lab;
             let _server = scripted_server(&lab.server, &json!({}));
@@ -147,21 +151,5 @@ fn rules_that_come_later_overwrite_no_mark_either() {
         client.release().ok_in(configuration);
         assert_no_problem(&gateway, configuration);
         gateway.assert_tidy();
-    }
-}
-
-#[test]
-fn a_server_on_the_gateway_keeps_the_mark_too() {
-    for (at, hook) in ["input", "output", "prerouting", "postrouting"].into_iter().enumerate() {
-        let all = [FAST_PATH, CONNTRACK];
-        for configuration in telling(&all[at % 2..][..1], &all) {
-            let rules = format!("type filter hook {hook} priority mangle; ct mark set 5");
-            let gateway = gateway_behind(Topology::OnServer, configuration, &rules);
-            let lab = &gateway.lab;
-            let _server = scripted_server(&lab.server, &json!({}));
-            talk(lab, (login(), transfers(lab))).ok_in(format!("{hook} {configuration}"));
-            assert_no_problem(&gateway, hook);
-            gateway.assert_tidy();
-        }
     }
 }
