@@ -2,29 +2,19 @@
 
 use crate::common::*;
 
-/// The end of an announcement of the outsider's port 3764.
-const BOUNCE: &str = "RT 198,51,100,66,14,180\r\n";
-
-fn urgent(text: &str) -> Value {
-    json!({"send": text, "urgent": true})
-}
-
-fn pause() -> Value {
-    json!({"sleep": 0.1})
-}
-
 /// RFC 959 section 4.1.3, as BSD's client implements it: `IAC IP IAC` as urgent data, then `DM` and the command.
 #[test]
 fn a_telnet_synch_before_abor_reaches_every_server() {
     for kind in ServerKind::ALL {
-        let gateway = gateway_with(Topology::Masquerade, "");
+        let gateway = gateway(Topology::Masquerade);
         let lab = &gateway.lab;
         let server = Server::start(kind, &lab.server).unwrap();
         let body = vec![b'x'; 8_000_000];
         server.put("large", &body).unwrap();
         let start = [login_as(server.login()), ask("TYPE I"), ask("PASV"), vec![dial()]].concat();
         let mut steps = [start, ask("RETR pub/large")].concat();
-        steps.extend([urgent("\u{ff}\u{f4}\u{ff}"), json!({"send": "\u{f2}ABOR\r\n"})]);
+        steps.push(json!({"send": "\u{ff}\u{f4}\u{ff}", "urgent": true}));
+        steps.push(json!({"send": "\u{f2}ABOR\r\n"}));
         // Read the data in flight, so that a server that looks for commands later gets to this one.
         steps.extend([drain(), reply(), reply(), say("NOOP"), reply()]);
         let session = talk(lab, steps);
@@ -35,32 +25,5 @@ fn a_telnet_synch_before_abor_reaches_every_server() {
         assert!(matches!(last[2], Some("226" | "225" | "500")), "{kind}: {last:?}");
         assert_eq!(last[4], Some("200"), "{kind}");
         gateway.daemon.wait_for_no_pinholes(Duration::from_secs(10)).unwrap();
-    }
-}
-
-/// Real servers receive a line that none of them executes.
-#[test]
-fn no_server_executes_a_verb_with_an_urgent_byte() {
-    for kind in [ServerKind::Vsftpd, ServerKind::Proftpd, ServerKind::Pyftpdlib] {
-        let gateway = gateway_with(Topology::Masquerade, "");
-        let lab = &gateway.lab;
-        let server = Server::start(kind, &lab.server).unwrap();
-        let (name, password) = server.login();
-        let session = talk(
-            lab,
-            (
-                reply(),
-                ask(&format!("USER {name}")),
-                ask(&format!("PASS {password}")),
-                urgent("POx"),
-                pause(),
-                json!({"send": BOUNCE}),
-                reply(),
-                ask("NOOP"),
-            ),
-        )
-        .ok_in(kind);
-        assert!(session.got(8).starts_with("50"), "{kind}: {}", session.got(8));
-        assert!(session.got(10).starts_with("200"), "{kind}: {}", session.got(10));
     }
 }
