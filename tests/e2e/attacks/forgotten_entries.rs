@@ -24,7 +24,7 @@ fn a_connection_whose_entry_the_server_begins_again_is_inspected() {
         lab.gateway.nft("insert rule inet gateway forward tcp sport 21 accept").unwrap();
         let steps =
             [&[say("NOOP"), reply(), gate()][..], &[say("PORT 192,168,150,81,0,22"), reply()]];
-        let (mut client, _) = case.log_in(&scene, &[], &steps.concat());
+        let (mut client, _) = case.log_in(&scene, &steps.concat());
         mute(&lab.server, "tcp sport 21 @ih,0,24 0x323030");
         client.open_gate();
         wait_for("NOOP", || scene.server.lines().iter().any(|line| line == "NOOP"));
@@ -37,8 +37,7 @@ fn a_connection_whose_entry_the_server_begins_again_is_inspected() {
         unmute(&lab.client);
         let session = client.release().ok_in(format!("{case:?}"));
         assert!(session.got(10).starts_with('5'), "{case:?}: {session:?}");
-        let lines = scene.server.lines();
-        assert!(!lines.iter().any(|line| line.starts_with("PORT")), "{case:?}: {lines:?}");
+        assert_eq!(scene.announcements(), [""; 0], "{case:?}");
     }
 }
 
@@ -52,14 +51,13 @@ fn a_connection_whose_packets_are_invalid_for_conntrack_is_inspected() {
         let lab = &scene.gateway.lab;
         lab.gateway.nft("insert rule inet gateway forward tcp sport 21 accept").unwrap();
         let steps = [say("PORT 192,168,150,81,0,22"), reply(), say("EPSV"), reply()];
-        let (client, _) = case.log_in(&scene, &[], &steps);
+        let (client, _) = case.log_in(&scene, &steps);
         lab.gateway.shell("sysctl -qw net.netfilter.nf_conntrack_tcp_loose=0").unwrap();
         lab.gateway.run("conntrack", &["-F"]).unwrap();
         let session = client.release().ok_in(format!("{case:?}"));
         assert!(session.got(7).starts_with('5'), "{case:?}: {session:?}");
         assert!(session.got(9).starts_with("229"), "{case:?}: {session:?}");
-        let lines = scene.server.lines();
-        assert!(!lines.iter().any(|line| line.starts_with("PORT")), "{case:?}: {lines:?}");
+        assert_eq!(scene.announcements(), [""; 0], "{case:?}");
         assert!(lab.gateway.invalid_packets().unwrap() > 0);
     }
 }
@@ -73,7 +71,7 @@ fn a_connection_is_inspected_whose_server_discards_a_reset() {
         let scene = case.scene(Topology::Routed);
         let lab = &scene.gateway.lab;
         let steps = [say("PORT 192,168,150,81,0,22"), reply(), say("PWD"), reply()];
-        let (client, connection) = case.log_in(&scene, &[], &steps);
+        let (client, connection) = case.log_in(&scene, &steps);
         let chain = "chain input { type filter hook input priority 0; tcp flags rst drop; }";
         lab.server.nft(&format!("table inet deaf {{ {chain}; }}")).unwrap();
         // The gateway forgets the session before: after ten seconds.
@@ -83,8 +81,8 @@ fn a_connection_is_inspected_whose_server_discards_a_reset() {
         wait_for("the end of the entry", || entries(&scene, "--orig-port-dst 21").is_empty());
         let session = client.release().ok_in(format!("{case:?}"));
         assert!(!session.got(7).starts_with('2'), "{case:?}: {session:?}");
+        assert_eq!(scene.announcements(), [""; 0], "{case:?}");
         let lines = scene.server.lines();
-        assert!(!lines.iter().any(|line| line.starts_with("PORT")), "{case:?}: {lines:?}");
         assert!(lines.iter().any(|line| line == "PWD"), "{case:?}: {lines:?}");
     };
     thread::scope(|scope| {
@@ -103,7 +101,7 @@ fn an_acknowledgement_that_begins_an_entry_again_sets_its_queue_mode() {
     let lab = &scene.gateway.lab;
     let case = Case { fast_path: false, family: V4 };
     let steps = [say(command), reply(), gate()];
-    let (mut client, connection) = case.log_in(&scene, &[], &steps);
+    let (mut client, connection) = case.log_in(&scene, &steps);
     let is_marked = || entries(&scene, "").contains("mark=805306368"); // 0x30000000
     assert!(!is_marked());
     client.open_gate();

@@ -1,25 +1,10 @@
 //! Packets that an off-path attacker spoofs in the server's name.
 
-use super::scene::{ANNOUNCED, Scene};
+use super::{
+    forged_ends::Connection,
+    scene::{ANNOUNCED, Scene},
+};
 use crate::common::*;
-
-/// A control connection as seen on the gateway's outer interface.
-struct Seen {
-    /// The client's external port.
-    port: u16,
-    /// The server's next sequence number, and the client's.
-    next: (u32, u32),
-}
-
-impl Seen {
-    fn of(outer: &CaptureAnalysis) -> Self {
-        let number = |text: &String| text.parse::<u32>().unwrap();
-        let fields = ["tcp.dstport", "tcp.seq_raw", "tcp.len", "tcp.ack_raw"];
-        let rows = outer.fields("tcp.srcport == 21 && tcp.len > 0", &fields).unwrap();
-        let row: Vec<u32> = rows.last().unwrap().iter().map(number).collect();
-        Self { port: row[0] as u16, next: (row[1].wrapping_add(row[2]), row[3]) }
-    }
-}
 
 /// Sends a packet from the outsider with the server's address. `flags` has nping's syntax.
 fn spoof(scene: &Scene, port: u16, flags: &str, (seq, ack): (u32, u32), payload: &str) {
@@ -54,23 +39,26 @@ fn spoofed_packets_change_nothing() {
     // window.
     let announced = [say("PORT 192,168,150,80,14,179"), reply(), gate()];
     let client = hold(lab, (login(), &announced, &transfer));
-    let seen = Seen::of(&outer.finish().unwrap());
+    let [gateway, server] = [&lab.gateway, &lab.server].map(|host| host.address(V4));
+    let Connection { client: external, next: [client_next, server_next], .. } =
+        Connection::seen(outer, gateway, server);
+    let port = external.port();
     let opened = scene.gateway.count("pinholes_opened");
     for offset in [0, 1 << 20, 1 << 30, 1 << 31, 3 << 30] {
-        let (seq, ack) = (seen.next.0.wrapping_add(offset), seen.next.1.wrapping_add(offset));
-        spoof(&scene, seen.port, "syn,ack", (seq, ack), "");
+        let (seq, ack) = (server_next.wrapping_add(offset), client_next.wrapping_add(offset));
+        spoof(&scene, port, "syn,ack", (seq, ack), "");
         let greeting = "220 Welcome\r\n";
-        spoof(&scene, seen.port, "ack,psh", (seq.wrapping_add(1), ack), greeting);
+        spoof(&scene, port, "ack,psh", (seq.wrapping_add(1), ack), greeting);
     }
     for offset in [1 << 19, 0u32.wrapping_sub(1 << 19), 1 << 21, 1 << 31] {
-        let (seq, ack) = (seen.next.0.wrapping_add(offset), seen.next.1);
+        let (seq, ack) = (server_next.wrapping_add(offset), client_next);
         for flags in ["rst", "rst,ack", "fin,ack"] {
-            spoof(&scene, seen.port, flags, (seq, ack), "");
+            spoof(&scene, port, flags, (seq, ack), "");
         }
         for reply in ["421 Go away\r\n", "227 (198,51,100,10,14,180)\r\n"] {
-            spoof(&scene, seen.port, "ack,psh", (seq, ack), reply);
+            spoof(&scene, port, "ack,psh", (seq, ack), reply);
         }
-        spoof(&scene, seen.port, "ack", (seq, ack.wrapping_add(5000)), "");
+        spoof(&scene, port, "ack", (seq, ack.wrapping_add(5000)), "");
     }
     assert_eq!(scene.gateway.count("pinholes_opened"), opened);
     let session = client.release().ok();
