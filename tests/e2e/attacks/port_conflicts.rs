@@ -4,43 +4,11 @@
 use super::scene::{ANNOUNCED, PASSIVE_PORT, PORT, Scene, with_each_back_end};
 use crate::common::*;
 
-/// `serve PORT` sends its name to each connection. `get ADDRESS PORT` prints the name that it receives.
-const SERVICE: &str = r#"
-import socket, sys
-if sys.argv[1] == "serve":
-    listener = socket.socket(socket.AF_INET6)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind(("::", int(sys.argv[2])))
-    listener.listen(8)
-    while True:
-        connection, _ = listener.accept()
-        connection.sendall(b"the service")
-        connection.close()
-try:
-    connection = socket.create_connection((sys.argv[2], int(sys.argv[3])), 8)
-    connection.settimeout(8)
-    print(connection.recv(100).decode())
-except OSError as error:
-    print(error)
-"#;
-
-fn service(host: &Host, arguments: &[&str]) -> std::process::Command {
-    let script = host.write("service.py", SERVICE.as_bytes()).unwrap();
-    let mut command = host.command("/usr/bin/python3");
-    command.arg(script).args(arguments);
-    command
-}
-
-fn serve(host: &Host, port: u16) -> BackgroundProcess {
-    let command = service(host, &["serve", &port.to_string()]);
-    let service = host.start(command, "service").unwrap();
-    host.wait_for_port(port, Duration::from_secs(60)).unwrap();
-    service
-}
-
-fn service_at(from: &Host, address: &str, port: u16) -> String {
-    let command = service(from, &["get", address, &port.to_string()]);
-    from.finish(command, b"", Duration::from_secs(30)).unwrap().stdout_text().trim().to_owned()
+/// Asserts that the service, a server on the second client, answers at [`ANNOUNCED`].
+fn assert_service_answers(lab: &Lab) {
+    let (host, port) = (lab.gateway.address(V4), ANNOUNCED);
+    let plan = json!({"host": host, "port": port, "timeout": 8, "steps": [reply()]});
+    assert!(scripted_client(&lab.server, &plan).ok().got(0).starts_with("220"));
 }
 
 /// A lab in which `prepare` ran before the daemon started. Its firewall accepts ports 3762 and 8080.
@@ -58,28 +26,32 @@ fn scene(topology: Topology, back_end: &str, prepare: impl Fn(&Lab)) -> Scene {
     Scene { server, gateway }
 }
 
-/// Waits until a client that announces port 3762 gets another one: the ports of rules are claimed when they are read.
-fn wait_for_claim(scene: &Scene) {
+/// A client behind masquerade announces port 3762, which a service uses. The gateway must announce another port, and
+/// the service must stay reachable.
+fn assert_port_not_assigned(scene: &Scene) {
+    let lab = &scene.gateway.lab;
+    let _service = scripted_server(&lab.client2, &json!({"port": 8080}));
+    // The ports of rules are claimed when they are read.
     wait_for("another port", || {
         assert_eq!(scene.logged_in(&[say(PORT), reply()]).release().error, None);
         scene.gateway.daemon.wait_for_no_pinholes(Duration::from_secs(10)).unwrap();
         host_port(scene.server.lines().last().unwrap()).1 != ANNOUNCED
     });
-}
-
-/// A client behind masquerade announces port 3762, which a service uses. The gateway must announce another port, and
-/// the service must stay reachable.
-fn assert_port_not_assigned(scene: &Scene) {
-    let lab = &scene.gateway.lab;
-    let outside = lab.gateway.address(V4).to_string();
-    assert_eq!(service_at(&lab.server, &outside, ANNOUNCED), "the service");
+    assert_service_answers(lab);
     let client = scene.logged_in(&[say(PORT), reply()]);
     let (address, port) = host_port(scene.server.lines().last().unwrap());
-    assert_eq!(address, outside);
+    assert_eq!(address, lab.gateway.address(V4).to_string());
     assert_ne!(port, ANNOUNCED, "{:?}", scene.gateway.daemon.log());
-    assert_eq!(service_at(&lab.server, &outside, ANNOUNCED), "the service");
-    assert_eq!(connect(&lab.server, &outside, port), "open");
+    assert_service_answers(lab);
+    assert_eq!(connect(&lab.server, &address, port), "open");
     assert_eq!(client.release().error, None);
+}
+
+/// Adds a `rule` for packets that arrive, and the `map` that it uses.
+fn publish_by(lab: &Lab, map: &str, rule: &str) {
+    let hook = "type nat hook prerouting priority dstnat";
+    let table = format!("table ip published {{ {map} chain pre {{ {hook}; {rule}; }}; }}");
+    lab.gateway.nft(&table).unwrap();
 }
 
 /// Publishes port 8080 of the second client at port 3762 of the outer address.
@@ -87,23 +59,18 @@ fn publish(lab: &Lab, how: &str) {
     let to = format!("{}:8080", lab.client2.address(V4));
     let outside = lab.gateway.address(V4);
     match how {
-        "nft" => lab
-            .gateway
-            .nft(&format!(
-                "table ip published {{ chain pre {{ type nat hook prerouting priority dstnat; \
-                 ip daddr {outside} tcp dport 3762 dnat to {to}; }}; }}"
-            ))
-            .unwrap(),
-        "map" => lab
-            .gateway
-            .nft(&format!(
-                "table ip published {{ map services {{ type inet_service : ipv4_addr . inet_service; \
-                 elements = {{ 3762 : {} . 8080 }}; }}; \
-                 chain pre {{ type nat hook prerouting priority dstnat; \
-                 dnat ip to tcp dport map @services; }}; }}",
-                lab.client2.address(V4)
-            ))
-            .unwrap(),
+        "nft" => {
+            let rule = format!("ip daddr {outside} tcp dport 3762 dnat to {to}");
+            publish_by(lab, "", &rule);
+        }
+        "map" => {
+            let element = format!("3762 : {} . 8080", lab.client2.address(V4));
+            let map = format!(
+                "map services {{ type inet_service : ipv4_addr . inet_service; \
+                 elements = {{ {element} }}; }};"
+            );
+            publish_by(lab, &map, "dnat ip to tcp dport map @services");
+        }
         program => {
             let rule = ["-t", "nat", "-A", "PREROUTING", "-p", "tcp", "--dport", "3762"];
             let rule = [&rule[..], &["-j", "DNAT", "--to-destination", &to]].concat();
@@ -114,33 +81,27 @@ fn publish(lab: &Lab, how: &str) {
 
 #[test]
 fn a_published_port_is_not_assigned_to_a_client() {
+    let cases = [
+        ("nft", "nftables", false),
+        ("map", "nftables", false),
+        ("iptables-nft", "conntrack", false),
+        ("iptables-legacy", "nftables", false),
+        // After the start of the daemon.
+        ("nft", "nftables", true),
+        ("iptables-nft", "nftables", true),
+    ];
     thread::scope(|scope| {
-        for (how, kind) in [
-            ("nft", "nftables"),
-            ("map", "nftables"),
-            ("iptables-nft", "conntrack"),
-            ("iptables-legacy", "nftables"),
-        ] {
+        for (how, kind, later) in cases {
             scope.spawn(move || {
-                let back_end = back_end(kind);
-                let scene = scene(Topology::Masquerade, &back_end, |lab| publish(lab, how));
-                let _service = serve(&scene.gateway.lab.client2, 8080);
-                wait_for_claim(&scene);
-                assert_port_not_assigned(&scene);
-            });
-        }
-    });
-}
-
-#[test]
-fn a_port_published_later_is_not_assigned_to_a_client() {
-    thread::scope(|scope| {
-        for how in ["nft", "iptables-nft"] {
-            scope.spawn(move || {
-                let scene = scene(Topology::Masquerade, "", |_| {});
-                let _service = serve(&scene.gateway.lab.client2, 8080);
-                publish(&scene.gateway.lab, how);
-                wait_for_claim(&scene);
+                let prepare = |lab: &Lab| {
+                    if !later {
+                        publish(lab, how)
+                    }
+                };
+                let scene = scene(Topology::Masquerade, &back_end(kind), prepare);
+                if later {
+                    publish(&scene.gateway.lab, how);
+                }
                 assert_port_not_assigned(&scene);
             });
         }
@@ -153,16 +114,9 @@ fn ports_published_for_the_ftp_server_are_not_replaced() {
     with_each_back_end(|back_end| {
         let scene = scene(Topology::PublishedServer, back_end, |lab| {
             let server = lab.server.address(V4);
-            lab.gateway
-                .nft(&format!(
-                    "table ip published {{ chain pre {{ type nat hook prerouting priority dstnat; \
-                     tcp dport 50000-50100 dnat to {server}; }}; }}"
-                ))
-                .unwrap();
+            publish_by(lab, "", &format!("tcp dport 50000-50100 dnat to {server}"));
         });
-        let lab = &scene.gateway.lab;
-        let steps = [&login()[..], &[say("PASV"), reply()]].concat();
-        let session = scene.client_of(&lab.client, &json!({}), &steps).release();
+        let session = talk(&scene.gateway.lab, (login(), ask("PASV"))).ok();
         assert_eq!(host_port(session.got(6)).1, PASSIVE_PORT);
     });
 }
