@@ -5,7 +5,7 @@ use super::{native::*, site::*};
 use crate::common::*;
 
 /// Loads the output of `ftp-alg rules iptables` and `ftp-alg rules ip6tables`.
-fn load_queueing(host: &Host, variant: &str) {
+pub fn load_queueing(host: &Host, variant: &str) {
     let program = executable();
     let lines = ["iptables", "ip6tables"].map(|flavour| {
         let restore = format!("{flavour}-{variant}-restore --noflush");
