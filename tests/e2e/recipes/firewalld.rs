@@ -28,10 +28,8 @@ const STRICT: &str = "--add-port=21/tcp";
 /// firewalld with `backend` at `place`. On a host, the default zone has its interface.
 fn installed(place: Place, backend: &str, policy: &str) -> (Site, Firewalld) {
     let site = Site::new(place);
-    let lines = match place {
-        Place::Masquerade | Place::Published => gateway(policy),
-        Place::Server | Place::Client => "firewall-cmd --add-interface=eth0".to_owned(),
-    };
+    let on_host = "firewall-cmd --add-interface=eth0".to_owned();
+    let lines = if place.is_gateway() { gateway(policy) } else { on_host };
     let firewalld = firewalld(&site, backend, &lines);
     (site, firewalld)
 }
@@ -52,12 +50,8 @@ fn a_direct_rule_admits_data_connections_through_firewalld_over_iptables() {
     ];
     for &(place, stopped) in telling(&all[..1], &all) {
         let (site, firewalld) = installed(place, "iptables", STRICT);
-        let argument = match place {
-            Place::Masquerade | Place::Published => "gateway",
-            Place::Server | Place::Client => "host",
-        };
         let apply = |_: &Host, text: &str| {
-            firewalld.machine.shell(&format!("set -- {argument}\n{text}"));
+            firewalld.machine.shell(&format!("set -- {}\n{text}", place.argument()));
         };
         assert_rule_suffices(&site, &recipe(), &FAMILIES, &[stopped], apply);
     }

@@ -6,12 +6,8 @@ use crate::common::*;
 
 pub const PLACES: [Place; 4] = [Place::Masquerade, Place::Published, Place::Server, Place::Client];
 
-fn is_gateway(place: Place) -> bool {
-    matches!(place, Place::Masquerade | Place::Published)
-}
-
-fn nftables(place: Place) -> Recipe {
-    if is_gateway(place) {
+pub fn nftables(place: Place) -> Recipe {
+    if place.is_gateway() {
         let values = [
             ("\"lan0\"", "\"lan\""),
             ("\"wan0\"", "\"wan\""),
@@ -26,15 +22,8 @@ fn nftables(place: Place) -> Recipe {
 
 pub fn iptables(place: Place, variant: &str) -> Recipe {
     let variant = ("variant= ", &*format!("variant=-{variant} "));
-    if is_gateway(place) {
-        let values = [
-            ("lan=lan0", "lan=lan"),
-            ("wan=wan0", "wan=wan"),
-            ("10.0.0.5", "192.168.150.90"),
-            ("fd00::5", "fd00:150::5a"),
-            variant,
-        ];
-        Recipe::read("iptables-gateway.sh", &values)
+    if place.is_gateway() {
+        Recipe::read("iptables-gateway.sh", &[&SHELL_VALUES[..], &[variant]].concat())
     } else {
         Recipe::read("iptables-host.sh", &[variant])
     }

@@ -48,6 +48,25 @@ pub enum Place {
     Client,
 }
 
+impl Place {
+    pub fn is_gateway(self) -> bool {
+        matches!(self, Self::Masquerade | Self::Published)
+    }
+
+    /// The argument of recipes for gateways and hosts.
+    pub fn argument(self) -> &'static str {
+        if self.is_gateway() { "gateway" } else { "host" }
+    }
+}
+
+/// Values at the top of a recipe for a gateway that is a shell script, as documented and as in the lab.
+pub const SHELL_VALUES: [(&str, &str); 4] = [
+    ("lan=lan0", "lan=lan"),
+    ("wan=wan0", "wan=wan"),
+    ("10.0.0.5", "192.168.150.90"),
+    ("fd00::5", "fd00:150::5a"),
+];
+
 /// A lab without a firewall of its own, and a running server.
 pub struct Site {
     pub lab: Lab,

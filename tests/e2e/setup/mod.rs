@@ -5,9 +5,9 @@ mod docker;
 mod faults;
 pub mod firewalld;
 mod forwarding;
-mod machine;
+pub mod machine;
 mod native;
 mod openwrt;
-mod ufw;
+pub mod ufw;
 
 use crate::recipes::site;

@@ -1,33 +1,19 @@
 //! nftables with `/etc/nftables.conf` and its includes, and iptables-persistent.
 
 use super::{machine::*, site::*};
-use crate::common::*;
+use crate::{common::*, recipes::native};
 
 const PLACES: [Place; 3] = [Place::Masquerade, Place::Published, Place::Server];
-const NAMES: [(&str, &str); 2] = [("10.0.0.5", "192.168.150.90"), ("fd00::5", "fd00:150::5a")];
 const NFT: &str = "nft -f /etc/nftables.conf";
 
-/// The recipe for `place` with the lab's names, without its rules for ftp-alg.
-pub fn recipe_without_rules(place: Place, kind: &str, names: &[(&str, &str)]) -> String {
-    let text = match place {
-        Place::Masquerade | Place::Published => {
-            let (name, extension) = kind.split_once('.').unwrap();
-            let values: Vec<_> = names.iter().chain(&NAMES).copied().collect();
-            Recipe::read(&format!("{name}-gateway.{extension}"), &values).text
-        }
-        Place::Server | Place::Client => {
-            let (name, extension) = kind.split_once('.').unwrap();
-            let values: Vec<_> =
-                names.iter().filter(|(from, _)| from.contains("variant")).copied().collect();
-            Recipe::read(&format!("{name}-host.{extension}"), &values).text
-        }
-    };
+/// A recipe without its rules for ftp-alg.
+fn without_rules(recipe: &Recipe) -> String {
     let ours = |line: &&str| line.contains("0x40000000") || line.contains("0x70000000");
-    text.lines().filter(|line| !ours(line)).map(|line| format!("{line}\n")).collect()
+    recipe.text.lines().filter(|line| !ours(line)).map(|line| format!("{line}\n")).collect()
 }
 
 pub fn nftables(place: Place) -> String {
-    recipe_without_rules(place, "nftables.nft", &[("\"lan0\"", "\"lan\""), ("\"wan0\"", "\"wan\"")])
+    without_rules(&native::nftables(place))
 }
 
 /// A machine at `place` that loads `text` from `/etc/nftables.conf`.
@@ -62,10 +48,26 @@ fn setup_edits_an_included_nftables_file() {
 
 /// The number of packets in the first line of `listing` that names `what` (`counter packets 3`, or `[3:180] -A`).
 fn counted(listing: &str, what: &str) -> u64 {
-    let line = listing.lines().find(|line| line.contains(what)).unwrap();
+    let Some(line) = listing.lines().find(|line| line.contains(what)) else { return 0 };
     let number = line.split(['[', ':']).nth(1).filter(|_| line.starts_with('['));
     let number = number.or(line.split("packets ").nth(1)).unwrap();
     number.split(' ').next().unwrap().parse().unwrap()
+}
+
+/// Asserts that with the rules of setup `block` still stops uploads. `list` shows how many packets of `what` it drops.
+fn assert_uploads_stop(
+    (site, machine): &(Site, Machine),
+    [block, unblock]: [String; 2],
+    list: &str,
+    what: &str,
+) {
+    let daemon = site.daemon(NFTABLES);
+    machine.setup(&daemon, &["--apply"]).says("applied");
+    machine.setup(&daemon, &["--check"]).says("nothing to do");
+    let run = |lines: &str| drop(machine.shell(lines));
+    let dropped = || counted(&machine.shell(list), what);
+    site.stops_uploads(|| run(&block), || run(&unblock), dropped);
+    machine.setup(&daemon, &["--undo"]).says("undone");
 }
 
 /// Also if the accept rule has to stand above them, because an earlier rule drops new connections or hides the mark.
@@ -78,21 +80,12 @@ fn nftables_rules_before_the_established_rule_stop_uploads() {
         let rules = format!("\t\t{first}\n\t\tip saddr @blocked counter drop\n");
         let text = nftables(Place::Masquerade);
         let text = text.replacen(forward, &format!("{set}{forward}{rules}"), 1);
-        let (site, machine) = machine(Place::Masquerade, &text);
-        let daemon = site.daemon(NFTABLES);
-        machine.setup(&daemon, &["--apply"]).says("applied");
-        machine.setup(&daemon, &["--check"]).says("nothing to do");
-        let client = site.lab.client.address(V4);
-        let element = |verb: &str| {
-            machine.shell(&format!("nft {verb} element inet gateway blocked '{{ {client} }}'"))
-        };
-        site.stops_uploads(
-            || drop(element("add")),
-            || drop(element("delete")),
-            || counted(&machine.shell("nft list chain inet gateway forward"), "@blocked"),
-        );
-        machine.setup(&daemon, &["--undo"]).says("undone");
-        assert_eq!(machine.read("/etc/nftables.conf"), text);
+        let scene = machine(Place::Masquerade, &text);
+        let client = scene.0.lab.client.address(V4);
+        let element = |verb| format!("nft {verb} element inet gateway blocked '{{ {client} }}'");
+        let list = "nft list chain inet gateway forward";
+        assert_uploads_stop(&scene, ["add", "delete"].map(element), list, "@blocked");
+        assert_eq!(scene.1.read("/etc/nftables.conf"), text);
     }
 }
 
@@ -102,30 +95,18 @@ fn iptables_rules_before_the_established_rule_stop_uploads() {
     let (drops, hides) = ("-i wan -m conntrack --ctstate NEW -j DROP", "-j CONNMARK --set-mark 5");
     let all = [("nft", ""), ("nft", drops), ("nft", hides), ("legacy", ""), ("legacy", drops)];
     for &(variant, first) in telling(&[("nft", drops)], &all) {
-        let (site, machine) = iptables_machine(Place::Masquerade, variant);
+        let scene = iptables_machine(Place::Masquerade, variant);
         let insert = format!("iptables-{variant} -I FORWARD");
         let first = if first.is_empty() { String::new() } else { format!("{insert} {first}") };
-        machine.shell(&format!(
+        scene.1.shell(&format!(
             "iptables-{variant} -N blocked; {insert} -j blocked; {first}
             iptables-{variant}-save > /etc/iptables/rules.v4"
         ));
-        let daemon = site.daemon(NFTABLES);
-        machine.setup(&daemon, &["--apply"]).says("applied");
-        machine.setup(&daemon, &["--check"]).says("nothing to do");
-        let client = site.lab.client.address(V4);
-        let rule = |verb: &str| {
-            machine.shell(&format!("iptables-{variant} {verb} blocked -s {client} -j DROP"))
-        };
-        site.stops_uploads(
-            || drop(rule("-A")),
-            || drop(rule("-D")),
-            || {
-                let saved = machine.shell(&format!("iptables-{variant}-save -c"));
-                if saved.contains("-A blocked") { counted(&saved, "-A blocked") } else { 0 }
-            },
-        );
-        machine.setup(&daemon, &["--undo"]).says("undone");
-        assert!(!machine.shell(&format!("iptables-{variant}-save")).contains("ftp-alg-setup"));
+        let client = scene.0.lab.client.address(V4);
+        let rule = |verb| format!("iptables-{variant} {verb} blocked -s {client} -j DROP");
+        let save = format!("iptables-{variant}-save");
+        assert_uploads_stop(&scene, ["-A", "-D"].map(rule), &format!("{save} -c"), "-A blocked");
+        assert!(!scene.1.shell(&save).contains("ftp-alg-setup"));
     }
 }
 
@@ -159,9 +140,7 @@ fn iptables_apply_reload_and_undo(variant: &str, place: Place) {
 }
 
 pub fn iptables_machine(place: Place, variant: &str) -> (Site, Machine) {
-    let value = format!("variant=-{variant} ");
-    let names = [("lan=lan0", "lan=lan"), ("wan=wan0", "wan=wan"), ("variant= ", &*value)];
-    let text = recipe_without_rules(place, "iptables.sh", &names);
+    let text = without_rules(&native::iptables(place, variant));
     let site = Site::new(place);
     let machine = Machine::on(site.guard());
     machine.write("/etc/rules.sh", &text);

@@ -11,27 +11,36 @@ done
 cp /usr/share/ufw/iptables/*.rules /usr/share/ufw/ufw.conf /etc/ufw/
 ";
 
-/// An enabled ufw that denies everything except control connections.
-fn machine(place: Place) -> (Site, Machine) {
+/// An enabled ufw that denies everything.
+pub fn enabled(place: Place) -> (Site, Machine) {
     let site = Site::new(place);
     let machine = Machine::on(site.guard());
-    machine.shell(&format!("CACHE={}\n{INSTALL}", cache()));
-    let host = matches!(place, Place::Server | Place::Client);
-    let outgoing = if host { "ufw default deny outgoing" } else { "" };
-    let names = [
-        ("lan=lan0", "lan=lan"),
-        ("wan=wan0", "wan=wan"),
-        ("10.0.0.5", "192.168.150.90"),
-        ("fd00::5", "fd00:150::5a"),
-    ];
-    let recipe = Recipe::read("ufw.sh", &names);
-    let text = if host { recipe.with_rules_disabled("0x") } else { recipe.without_its_rule() };
-    machine.write("/etc/rules.sh", &text);
+    // On a host, ufw denies outgoing connections too.
+    let outgoing = if place.is_gateway() { "" } else { "ufw default deny outgoing" };
     machine.shell(&format!(
-        "ufw default deny incoming; ufw default deny routed; {outgoing}
-        ufw --force enable; sh /etc/rules.sh {}",
-        if host { "host" } else { "gateway" }
+        "CACHE={}\n{INSTALL}
+        ufw default deny incoming; ufw default deny routed; {outgoing}
+        ufw --force enable",
+        cache()
     ));
+    (site, machine)
+}
+
+pub fn recipe() -> Recipe {
+    Recipe::read("ufw.sh", &SHELL_VALUES)
+}
+
+/// Runs `text`, the recipe or a change of it.
+pub fn apply(machine: &Machine, place: Place, text: &str) {
+    machine.write("/etc/rules.sh", text);
+    machine.shell(&format!("sh /etc/rules.sh {}", place.argument()));
+}
+
+/// An enabled ufw that denies everything except control connections.
+fn machine(place: Place) -> (Site, Machine) {
+    let (site, machine) = enabled(place);
+    let ours = if place.is_gateway() { "0x40000000" } else { "0x" };
+    apply(&machine, place, &recipe().with_rules_disabled(ours));
     (site, machine)
 }
 
