@@ -1,12 +1,12 @@
 //! Docker's chains, and a drop-in for its service as systemd would read it.
 
-use std::net::Ipv4Addr;
-
 use super::{machine::*, site::*};
-use crate::common::*;
+use crate::{
+    common::*,
+    recipes::docker::{self, DOCKER_20, DOCKER_28},
+};
 
-const RULES: [&str; 2] =
-    [include_str!("../recipes/docker-20.rules"), include_str!("../recipes/docker-28.rules")];
+const RULES: [&str; 2] = [DOCKER_20, DOCKER_28];
 
 /// Simulates a boot: Docker's chains, then the commands that its service starts afterwards.
 const BOOT: &str = "
@@ -14,24 +14,22 @@ iptables-restore /etc/docker.rules
 cat /etc/systemd/system/docker.service.d/*.conf 2>/dev/null | sed -n 's/^ExecStartPost=-//p' | sh -e
 ";
 
+/// A machine with Docker's service, whose chains are `rules`.
+fn machine(site: &Site, rules: &str) -> Machine {
+    let machine = Machine::on(site.guard());
+    machine.write("/etc/systemd/system/docker.service", "[Service]\nExecStart=/bin/true\n");
+    machine.write("/etc/docker.rules", rules);
+    machine.shell(BOOT);
+    machine
+}
+
 #[test]
 fn setup_adds_the_docker_rule_by_a_systemd_drop_in() {
     for &rules in telling(&RULES[1..], &RULES) {
-        let mut plan = AddressPlan::for_topology(Topology::PublishedServer);
-        plan.inside.v4 = Ipv4Addr::new(172, 17, 0, 1);
-        plan.server.v4 = Ipv4Addr::new(172, 17, 0, 2);
-        let spec = LabSpec { plan, ..LabSpec::new(Topology::PublishedServer) };
-        let site = Site::build(Place::Published, spec);
-        let host = site.guard();
-        host.shell("ip link set lan down; ip link set lan name docker0; ip link set docker0 up")
-            .unwrap();
+        let site = docker::site();
         // Docker filters only IPv4 here.
-        host.shell("sysctl -w net.ipv6.conf.all.forwarding=0").unwrap();
-        let machine = Machine::on(host);
-        let unit = "[Service]\nExecStart=/bin/true\n";
-        machine.write("/etc/systemd/system/docker.service", unit);
-        machine.write("/etc/docker.rules", rules);
-        machine.shell(BOOT);
+        site.guard().shell("sysctl -w net.ipv6.conf.all.forwarding=0").unwrap();
+        let machine = machine(&site, rules);
         assert_apply_reload_and_undo(&site, &machine, "Docker", BOOT, &[V4], &[Mode::Passive]);
     }
 }
@@ -39,14 +37,10 @@ fn setup_adds_the_docker_rule_by_a_systemd_drop_in() {
 #[test]
 fn systemd_accepts_the_drop_in_and_adds_its_rule_once() {
     let site = Site::new(Place::Masquerade);
-    let machine = Machine::on(site.guard());
-    let unit = "[Service]\nExecStart=/bin/true\n";
-    machine.write("/etc/systemd/system/docker.service", unit);
     const RETURN: &str = "-A DOCKER-USER -j RETURN\n";
     const BAD: &str = "-A DOCKER-USER -s 192.0.2.9 -j DROP\n";
     let rules = RULES[0].replace(RETURN, &format!("{BAD}{RETURN}"));
-    machine.write("/etc/docker.rules", &rules);
-    machine.shell(BOOT);
+    let machine = machine(&site, &rules);
     let daemon = site.daemon(NFTABLES);
     machine.setup(&daemon, &["--apply"]).says("applied");
     let place = |machine: &Machine| {
