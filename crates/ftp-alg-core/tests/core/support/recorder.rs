@@ -9,8 +9,8 @@ use std::{
 };
 
 use ftp_alg_core::engine::{
-    Closing, FlowChange, InstalledIn, Kernel, KernelError, OpenRange, Opening, PinholeEnds,
-    QueueMode, RangeInfo, RouteLookup, Translation,
+    Closing, FlowChange, Handover, InstalledIn, Kernel, KernelError, OpenRange, Opening,
+    PinholeEnds, QueueMode, RangeInfo, RouteLookup, Translation,
 };
 
 use super::fast_path::program::Program;
@@ -50,8 +50,9 @@ pub struct Recorder {
     pub others: Vec<Translation>,
     /// The interfaces of client and server.
     pub interfaces: [u32; 2],
-    /// How many connections were handed over to the program.
-    pub handovers: usize,
+    /// The connections that were handed over to the program, and the flows that were taken back.
+    pub handovers: Vec<Handover>,
+    pub withdrawn: Vec<u64>,
     /// The lines whose pinholes were closed there: those of a session, and those of none.
     pub closed_lines: Vec<u32>,
     pub lost_lines: Vec<u32>,
@@ -322,9 +323,12 @@ impl Kernel for Recorder {
             return;
         }
         for change in changes {
-            if let FlowChange::Handover(handover) = change {
-                assert_eq!(handover.interfaces, self.interfaces);
-                self.handovers += 1;
+            match change {
+                FlowChange::Handover(handover) => {
+                    assert_eq!(handover.interfaces, self.interfaces);
+                    self.handovers.push(*handover);
+                }
+                FlowChange::Withdraw(withdrawal) => self.withdrawn.push(withdrawal.flow),
             }
         }
         self.program.apply_changes(changes);

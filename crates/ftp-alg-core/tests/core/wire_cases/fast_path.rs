@@ -4,7 +4,7 @@
 use std::net::Ipv4Addr;
 
 use ftp_alg_core::{
-    engine::{EventKind, FastPathLine, PinholeId, Words},
+    engine::{EventKind, FastPathLine, Handover, LoginStage, PinholeId, Words},
     ftp::{AnnouncementKind, Padding},
 };
 
@@ -25,12 +25,11 @@ fn on_fast_path(sim: &mut Sim) -> usize {
 impl Ends {
     /// A logged-in connection that is handed over, of which the program has no pinhole.
     fn handed_over() -> Self {
-        Self::handed_over_in(scenario(Nat::Masquerade))
+        Self::handed_over_after(scenario(Nat::Masquerade), "< 220 ProFTPD Server ")
     }
 
-    fn handed_over_in(scenario: Scenario) -> Self {
-        let mut sim =
-            Sim::after(scenario, "< 220 ProFTPD > USER joe < 331 password > PASS x < 230 in");
+    fn handed_over_after(scenario: Scenario, greeting: &str) -> Self {
+        let mut sim = Sim::after(scenario, &format!("{greeting}{USER_PASS}"));
         assert_eq!(on_fast_path(&mut sim), 1);
         sim.take_events();
         let (client, server) = (sim.client.next_number(), sim.server.next_number());
@@ -90,6 +89,53 @@ impl Ends {
         let pinholes = self.sim.engine().sessions.list_pinholes();
         pinholes.map(|info| format!("{} {}", info.kind, info.ends)).collect()
     }
+}
+
+#[test]
+fn an_idle_connection_is_handed_over_with_its_state() {
+    let mut sim = Sim::new(scenario(Nat::Masquerade));
+    sim.engine().sessions.set_fast_path_interfaces([].into());
+    sim.connect_again();
+    sim.kernel.handovers.clear();
+    sim.play(&format!("< 220 ProFTPD Server {USER_PASS}"));
+    sim.engine().sessions.set_fast_path_interfaces([1].into());
+    sim.play("> NOOP < 200 ok");
+    let handover = Handover {
+        flow: 2,
+        lines: 0,
+        next_seq: [sim.client.next_number(), sim.server.next_number()],
+        login: LoginStage::LoggedIn,
+        translation: sim.translation,
+        interfaces: [1; 2],
+        client_ports: [0, u16::MAX],
+        announced_addresses: ["198.51.100.1", "203.0.113.9"].map(|ip| ip.parse().unwrap()),
+        seq_offsets: None,
+        padding: Padding::Zeros,
+        pinhole_timeout: Some(Duration::from_secs(30)),
+    };
+    assert_eq!(sim.kernel.handovers, [handover]);
+}
+
+#[test]
+fn a_connection_is_handed_over_before_the_greeting() {
+    let scenario = Scenario { policy: Policy::default(), ..scenario(Nat::Masquerade) };
+    let sim = Sim::new(scenario.clone());
+    let [handover] = sim.kernel.handovers[..] else { panic!("{:?}", sim.kernel.handovers) };
+    assert_eq!(handover.next_seq, [sim.client.next_number(), sim.server.next_number()]);
+    assert_eq!((handover.lines, handover.login), (0, LoginStage::NotGreeted));
+
+    let mut ends = Ends::handed_over_after(scenario, "< 220 (vsFTPd 3.0.3) ");
+    ends.inspected(1, PORT_OPENED);
+    let counters = ends.sim.engine().counters();
+    assert_eq!((counters.fast_path_lines, counters.fast_path_mismatches), (6, 0));
+    assert_eq!(counters.pinholes_opened, 1);
+    assert!(ends.is_handed_over() && ends.sim.kernel.handovers.len() == 1);
+    // The BPF program wrote zeros, even if the server is not known to accept them: a retransmission must be equal.
+    let said = "PORT 192,168,150,80,4,1\r\n";
+    ends.client -= said.len() as u32;
+    let again = ends.packet(Client, 0, 0, said.as_bytes());
+    let (_, passed) = ends.sim.decided(ends.sim.clock(), &again, PacketMeta::FORWARDED);
+    assert_eq!(text(Segment::checked(&passed).2.payload), "PORT 198,51,100,1,4,001\r\n");
 }
 
 #[test]
@@ -167,6 +213,32 @@ fn a_consumed_pinhole_is_not_closed_in_the_bpf_program() {
 }
 
 #[test]
+fn a_queued_packet_takes_the_connection_back_and_is_forwarded() {
+    let mut ends = Ends::handed_over();
+    ends.inspected(1, PORT_OPENED);
+    ends.sim.kernel.handovers.clear();
+    assert_eq!(ends.queue(Server, 0, 0, b"500 no\r\n"), PacketOutcome::Accept);
+    assert_eq!(ends.sim.kernel.withdrawn, [1]);
+    let [again] = ends.sim.kernel.handovers[..] else { panic!("{:?}", ends.sim.kernel.handovers) };
+    assert_eq!((again.flow, again.lines), (1, 6));
+    assert_eq!(again.next_seq, [ends.client, ends.server + 8]);
+    // Refused, so its pinhole is closed.
+    assert_eq!(ends.closed(), [1]);
+    assert_eq!(ends.pinholes(), [""; 0]);
+}
+
+#[test]
+fn a_new_policy_closes_the_programs_pinholes_that_it_forbids() {
+    for (min_data_port, closed) in [(1025, &[][..]), (1026, &[1])] {
+        let mut ends = Ends::handed_over();
+        ends.inspected(1, PORT_OPENED);
+        ends.sim.reload(Policy { min_data_port, ..Policy::default() });
+        assert_eq!(ends.closed(), closed, "{min_data_port}");
+        assert_eq!(ends.pinholes().is_empty(), !closed.is_empty(), "{min_data_port}");
+    }
+}
+
+#[test]
 fn an_encrypted_connection_is_not_handed_over() {
     let mut sim = Sim::after(scenario(Nat::Routed), "< 220 ProFTPD Server > AUTH TLS < 234 go");
     for (side, kind, message) in
@@ -205,11 +277,11 @@ fn a_line_that_the_fast_path_has_adjusted_is_not_adjusted_again() {
 #[test]
 fn a_connection_without_fast_path_lines_is_handed_over_three_times() {
     let mut sim = Sim::logged_in(scenario(Nat::Routed));
-    let before = sim.kernel.handovers;
+    sim.kernel.handovers.clear();
     // There is no room for lines.
     sim.kernel.program.ring_capacity = 0;
     sim.play(&"> NOOP < 200 fine ".repeat(5));
-    assert_eq!((sim.kernel.handovers - before, on_fast_path(&mut sim)), (3, 0));
+    assert_eq!((sim.kernel.handovers.len(), on_fast_path(&mut sim)), (3, 0));
     // The end of a daemon may have ended them.
     sim.crash();
     sim.play("> NOOP < 200 fine");
@@ -395,7 +467,7 @@ fn a_line_behind_the_handover_in_one_batch_passes() {
     let mut ends = Ends::handed_over();
     ends.queue(Client, 0, 0, b"NOOP\r\n");
     ends.client += 6;
-    let handovers = ends.sim.kernel.handovers;
+    let handovers = ends.sim.kernel.handovers.clone();
     let packets =
         [ends.packet(Server, 0, 0, b"200 ok\r\n"), ends.packet(Client, 0, 8, b"NOOP\r\n")];
     let batch = packets.each_ref().map(Vec::as_slice);

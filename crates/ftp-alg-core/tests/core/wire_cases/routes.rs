@@ -29,9 +29,10 @@ fn logged_in() -> Ends {
 }
 
 impl Ends {
-    /// Sends the messages of a script. `@4-2` is for one that arrives on interface 4 and leaves by 2. `@forged` is not the
-    /// sender's: it must be dropped. `@refused` must not pass as it is, and all others must. Returns the number of
-    /// pinholes opened so far.
+    /// Sends the messages of a script. `@4-2` is for one that arrives on interface 4 and leaves by 2; if it passes, it may
+    /// be repeated. `@forged` is not the sender's: it must be dropped. `@50` is so many bytes past the sender's next
+    /// sequence number. `@refused` is a PORT that must be crossed out, and all others must pass as they are. Returns the
+    /// number of pinholes opened so far.
     fn pass_ways(&mut self, script: &str) -> usize {
         for message in messages(script) {
             let from = if message.from_client { Client } else { Server };
@@ -40,7 +41,8 @@ impl Ends {
             let way = message.options.iter().find_map(|option| option.split_once('-'));
             let way = way.map(|(input, output)| [input, output].map(|one| one.parse().unwrap()));
             let [input, output] = way.unwrap_or(own);
-            let packet = self.packet(from, 0, 0, message.text.as_bytes());
+            let past = message.options.iter().find_map(|option| option.parse().ok());
+            let packet = self.packet(from, past.unwrap_or(0), 0, message.text.as_bytes());
             let meta = PacketMeta { input, output, ..PacketMeta::FORWARDED };
             let (outcome, passed) = self.sim.decided(self.sim.clock(), &packet, meta);
             if message.options.contains(&"forged") {
@@ -48,8 +50,15 @@ impl Ends {
                 continue;
             }
             let heard = text(Segment::checked(&passed).2.payload);
-            let passes = !message.options.contains(&"refused");
-            assert_eq!(heard == message.text, passes, "{script}: {heard}");
+            if message.options.contains(&"refused") {
+                assert!(!heard.contains("PORT"), "{script}: {heard}");
+            } else {
+                assert_eq!(heard, message.text, "{script}");
+            }
+            if way.is_some() {
+                let (outcome, _) = self.sim.decided(self.sim.clock(), &packet, meta);
+                assert_ne!(outcome, PacketOutcome::Drop, "{script}: repeated");
+            }
             let next = if message.from_client { &mut self.client } else { &mut self.server };
             *next += message.text.len() as u32;
         }
@@ -76,7 +85,8 @@ fn lines_from_elsewhere_open_nothing() {
         ("> EPSV < REPLY @forged @2-2 < 500 no @forged @2-2 < 500 no > EPSV < REPLY", 1),
         ("> EPSV < REPLY @forged @4-2 < 500 no @forged @4-2 < 500 no > EPSV < REPLY", 1),
         (
-            "> EPSV < REPLY @forged @4-2 < REPLY @forged @4-2 < REPLY @4-2 > NOOP < 200 ok @4-2 > EPSV < REPLY @4-2",
+            "> EPSV < REPLY @forged @4-2 < REPLY @forged @50 @4-2 < REPLY @forged @4-2 < REPLY @4-2 \
+             > NOOP < 200 ok @4-2 > EPSV < REPLY @4-2",
             0,
         ),
         ("> NOOP @forged @4-3 > NOOP @forged @4-3 > NOOP @4-3 > EPSV < REPLY", 0),
@@ -180,7 +190,7 @@ fn lines_count_wherever_they_arrive_if_the_policy_says_so() {
         ));
         assert_eq!(opened, 2, "{up} {one} {other}");
         // The BPF program compares interfaces.
-        assert_eq!(ends.sim.kernel.handovers, 0);
+        assert_eq!(ends.sim.kernel.handovers, []);
         let is_report = |event: &Event| matches!(event.kind, EventKind::Elsewhere(_));
         assert!(!ends.sim.events.iter().any(is_report));
     }
