@@ -113,7 +113,7 @@ fn scenario(rng: &mut Rng, seed: u64, crashes: f64) -> Scenario {
     Scenario {
         nat: *rng.pick(&NATS),
         v6: rng.chance(0.5),
-        link: Link { delay: 50, ..Link::default() },
+        link: Link { delay: 50, reorder: *rng.pick(&[0.0, 0.0, 0.3]), ..Link::default() },
         crashes,
         is_patient: true,
         queueing: Queueing { batch: *rng.pick(&[1, 2, 8]), wake: pace, stage: pace, away: 100_000 },
@@ -156,7 +156,8 @@ impl Attack {
                     let line = *self.rng.pick(&words(OTHERS));
                     let inner = line.windows(3).position(|three| three == b"POR");
                     let inner = inner.filter(|_| self.rng.chance(0.5)).unwrap_or(0) as i32;
-                    let offset = *self.rng.pick(&self.ends) - inner;
+                    let near = if self.rng.chance(0.7) { 0 } else { self.rng.below(34) as i32 - 8 };
+                    let offset = *self.rng.pick(&self.ends) + near - inner;
                     let cut = if self.rng.chance(0.1) {
                         1 + self.rng.below(line.len())
                     } else {

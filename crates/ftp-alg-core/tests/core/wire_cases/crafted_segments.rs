@@ -188,64 +188,6 @@ fn bytes_before_the_window_do_not_hide_an_announcement() {
     }
 }
 
-/// A random attack: lines and fragments near the next sequence number, some lost behind the gateway, against every
-/// server model.
-fn random_attack(seed: u64) {
-    let lines = words(
-        b"NOOP\r\n|NOOP xxxxxx\r\n|LIST 10,99,99,99,21,179\r\n|REST 10,99,99,99,21,179\r\n|TYPE PORT\r\n|\
-        CWD PORT\r\n|CWD 10,99,99,99,21,179\r\n|RETR xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxPORT\r\n|\
-        SITE xxPORT 10,99,99,99,21,179\r\n|SITE xxxxxxxPORT 10,99,99,99,21,179\r\n|\
-        SITE x POR\xff\xf1T 10,99,99,99,21,179\r\n|SITE x PO\0RT 10,99,99,99,21,179\r\n|\
-        PORT 10,99,99,99,21,179\r\n|xxxx\r\nPOR|SITE xxxx\r\n|SITE xxPOR|T 10,99,99,99,21,179\r\n|\
-        xxxxxxxxxxxxxxx|PO|\r\n",
-    );
-    let mut rng = Rng::new(seed);
-    let mut attack = Attack::new(*rng.pick(&ALL));
-    let mut next = 0;
-    let (mut late, mut ends) = (Vec::new(), vec![0]);
-    for _ in 0..4 + rng.below(30) {
-        let received = attack.victim.ack().wrapping_sub(attack.client) as i32;
-        let base = *rng.pick(&[next, received, received, next.min(received)]);
-        let offset = base + if rng.chance(0.4) { 0 } else { rng.below(34) as i32 - 8 };
-        let line = *rng.pick(&lines);
-        // Align the announcement inside the line with the end of a line that was sent before.
-        let inner = line.windows(4).position(|four| four == b"PORT").filter(|_| rng.chance(0.5));
-        let offset = inner.map_or(offset, |inner| *rng.pick(&ends) - inner as i32);
-        let cut = if rng.chance(0.1) { 1 + rng.below(line.len()) } else { line.len() };
-        let passed = attack.send(offset, &line[..cut]);
-        if passed.is_some() {
-            next = next.max(offset + cut as i32);
-            ends.push(offset + cut as i32);
-        }
-        match rng.below(6) {
-            0 => {} // lost
-            1 => late.extend(passed),
-            _ => drop(attack.deliver(passed)),
-        }
-        if rng.chance(0.2) && !late.is_empty() {
-            let at = rng.below(late.len());
-            let passed = late.swap_remove(at);
-            attack.deliver(Some(passed));
-        }
-        if rng.chance(0.5) {
-            attack.server_answers();
-        }
-        let made = attack.victim.announcements();
-        assert!(made.is_empty(), "seed {seed}: {made:?} in {:?}", attack.victim.lines());
-    }
-}
-
-#[test]
-fn random_segments_never_make_a_server_execute_an_uninspected_announcement() {
-    for seed in 0..rounds() {
-        random_attack(seed);
-    }
-}
-
-fn rounds() -> u64 {
-    std::env::var("FTP_ALG_DIALOGUES").ok().and_then(|number| number.parse().ok()).unwrap_or(5_000)
-}
-
 #[test]
 fn a_pipeline_with_a_gap_is_inspected_in_sequence_order() {
     for prefers in ALL {
