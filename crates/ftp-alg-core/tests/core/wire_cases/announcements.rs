@@ -207,16 +207,6 @@ fn a_long_line_is_forwarded_unchanged() {
     });
 }
 
-#[test]
-fn an_overlong_227_line_is_not_held() {
-    let mut sim = Sim::logged_in(with(Nat::PortForward));
-    sim.play("> PASV");
-    for part in [&format!("227 {}", "x".repeat(5_000)), " (203,0,113,9,4,22)\r\n"] {
-        assert_eq!(sim.tell(Server, part), *part);
-    }
-    assert_eq!(sim.kernel.opened, []);
-}
-
 /// A server could connect to that address, or to itself.
 #[test]
 fn an_address_of_another_family_or_a_foreign_one_is_refused() {

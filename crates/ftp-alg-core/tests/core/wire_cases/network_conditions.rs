@@ -3,7 +3,6 @@
 
 use super::{
     support::{
-        link::Link,
         segment::{CWR, ECE},
         tcp::{Probe, Settings},
     },
@@ -183,19 +182,6 @@ fn ip_options_and_ecn_marks_survive_a_rewrite() {
         marked.ip_options = true;
         let passed = sim.forge(Client, &marked).unwrap();
         assert_eq!((passed.flags, passed.ecn, passed.ip_options), (marked.flags, 1, true));
-    });
-}
-
-#[test]
-fn an_announcement_resegmented_behind_the_gateway_still_arrives() {
-    everywhere_v4(|mut scenario| {
-        for (split, merge) in [(1.0, 0.0), (0.0, 1.0), (0.7, 0.7)] {
-            scenario.link = Link { split, merge, ..Link::default() };
-            let mut sim = Sim::logged_in(scenario.clone());
-            let [lines, seen] = sim.active(2200).map(|line| line.repeat(2));
-            assert_eq!(sim.tell(Client, &lines), seen);
-            assert_eq!(sim.timeouts(), 0, "{}", sim.summary());
-        }
     });
 }
 

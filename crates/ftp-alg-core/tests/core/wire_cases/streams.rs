@@ -171,36 +171,6 @@ fn the_urgent_pointer_is_adjusted_after_a_rewrite() {
 }
 
 #[test]
-fn sequence_numbers_may_wrap_inside_an_announcement() {
-    for back in 1..120 {
-        everywhere(|mut scenario| {
-            scenario.client.isn = 0u32.wrapping_sub(back);
-            scenario.server.isn = 0u32.wrapping_sub(back);
-            for (side, said, expected) in announcements_of_both(&scenario) {
-                let (heard, sim) = receive_in_pieces(&scenario, side, said.as_bytes().chunks(20));
-                assert_eq!((heard, sim.timeouts()), (expected, 0));
-            }
-        });
-    }
-}
-
-#[test]
-fn sack_blocks_across_a_rewrite_cover_only_received_data() {
-    for seed in 0..150 {
-        let grows = seed % 2 == 0;
-        let mut scenario = with(if grows { Nat::PortForward } else { Nat::Masquerade });
-        (scenario.client.nagle, scenario.server.nagle) = (false, false);
-        scenario.link.loss = 0.15;
-        scenario.link.reorder = 0.1;
-        scenario.seed = seed;
-        let mut sim = Sim::logged_in(scenario);
-        let line = if grows { "PASV\r\n" } else { "PORT 192,168,150,80,9,9\r\n" };
-        let lines = sim.serve([&b"TYPE I\r\n"[..], line.as_bytes()].repeat(10));
-        assert_eq!(lines.len(), 20, "seed {seed}: {}", sim.summary());
-    }
-}
-
-#[test]
 fn a_fin_may_carry_the_last_bytes() {
     everywhere(|scenario| {
         for (side, said, expected) in announcements_of_both(&scenario) {
