@@ -5,6 +5,7 @@ use ftp_alg_core::packet::flags::ACK;
 
 use super::{
     ambiguous_lines::SPLIT_LISTING,
+    dialects::assert_served,
     support::ends::{Ends, WIDE},
     *,
 };
@@ -217,28 +218,14 @@ fn the_rest_of_a_reply_with_a_stray_line_opens_no_pinhole() {
 
 #[test]
 fn transfers_work_after_a_listing_on_the_control_connection() {
-    everywhere(|scenario| {
-        let v6 = scenario.v6;
-        let t = scenario.nat.translation(v6);
-        let mut sim = Sim::logged_in(scenario);
-        let long = format!("211-x\r\n{}211 End\r\n", " SITE CHMOD UMASK\r\n".repeat(300));
-        for (command, reply) in [
-            ("HELP SITE\r\n", "214-x\r\n CHMOD\r\n214 Direct comments\r\n"),
-            ("STAT -l\r\n", &long),
-            ("MLST x\r\n", "250-x\r\n type=file; x\r\n250 End\r\n"),
-            ("NOOP\n", "200 ok\r\n"),
-        ] {
-            sim.exchange(command, reply);
-            for other in ["NOOP\r\n", "PWD\r\n", "TYPE A\r\n"] {
-                sim.exchange(other, "200 fine\r\n");
-            }
-            let opened = sim.kernel.opened.len();
-            let verb = if v6 { "EPSV\r\n" } else { "PASV\r\n" };
-            sim.exchange(verb, &passive(at(t.server, 5000)));
-            assert_eq!(sim.kernel.opened.len(), opened + 1, "{command}");
-            sim.play("< 226 done");
-        }
-    });
+    let table = r"
+        HELP   > HELP SITE < 214-x\r\n CHMOD\r\n214 Direct comments
+        STAT   > STAT -l < 211-x\r\nLINES211 End
+        MLST   > MLST x < 250-x\r\n type=file; x\r\n250 End
+        LF     > NOOP\n < 200 ok
+        "
+    .replace("LINES", &r" SITE CHMOD UMASK\r\n".repeat(300));
+    assert_served(LOGIN, &table, "> NOOP < 200 fine > PWD < 200 fine > TYPE A < 200 fine");
 }
 
 /// Scripts send all their commands at once.
