@@ -16,12 +16,20 @@ fn with_ports(scenario: Scenario) -> Scenario {
     Scenario { policy: Policy { passive_ports, ..scenario.policy.clone() }, ..scenario }
 }
 
-fn encrypted(scenario: Scenario) -> Sim {
-    let mut sim = Sim::after(with_ports(scenario), "< 220 ready > AUTH TLS < 234 go");
+/// Both ends begin TLS. Nothing is open by a word of one end.
+#[track_caller]
+fn begin_tls(sim: &mut Sim) {
     let [client, server] = hellos();
     assert_eq!(sim.say(Client, &client), client);
     assert!(sim.kernel.ranges.is_empty(), "one end alone");
     assert_eq!(sim.say(Server, &server), server);
+}
+
+const AUTH: &str = "< 220 ready > AUTH TLS < 234 go";
+
+fn encrypted(scenario: Scenario) -> Sim {
+    let mut sim = Sim::after(with_ports(scenario), AUTH);
+    begin_tls(&mut sim);
     sim
 }
 
@@ -64,7 +72,7 @@ fn they_are_open_from_the_handshake_to_the_fin_of_the_server() {
     });
 }
 
-/// Nothing is open by a word of one end, nor by bytes that are no handshake.
+/// Nor are they open by bytes that are no handshake.
 #[test]
 fn they_stay_closed_without_a_handshake_of_both_ends() {
     let [client, server] = hellos();
@@ -86,16 +94,14 @@ fn they_stay_closed_without_a_handshake_of_both_ends() {
         }
     }
     // A server without the setting.
-    let mut sim = Sim::after(Scenario::default(), "< 220 ready > AUTH TLS < 234 go");
-    sim.say(Client, &client);
-    sim.say(Server, &server);
+    let mut sim = Sim::after(Scenario::default(), AUTH);
+    begin_tls(&mut sim);
     assert!(sim.kernel.ranges.iter().all(|range| range.ports.is_empty()));
 }
 
 /// Some servers accept AUTH with another code, and clients begin before the reply is known.
 #[test]
 fn the_bytes_count_not_the_reply() {
-    let [client, server] = hellos();
     for case in cases(
         r"
         200        < 220 ready > AUTH TLS < 200 go
@@ -104,9 +110,7 @@ fn the_bytes_count_not_the_reply() {
         ",
     ) {
         let mut sim = Sim::after(with_ports(Scenario::default()), case);
-        sim.say(Client, &client);
-        assert!(sim.kernel.ranges.is_empty(), "{case}");
-        sim.say(Server, &server);
+        begin_tls(&mut sim);
         assert_eq!(sim.kernel.ranges.len(), 1, "{case}");
     }
 }
@@ -133,12 +137,9 @@ fn what_conntrack_has_forgotten_is_closed_until_it_knows_it_again() {
 #[test]
 fn what_the_kernel_refuses_is_opened_later() {
     for is_loaded_again in [false, true] {
-        let scenario = with_ports(Scenario::default());
-        let mut sim = Sim::after(scenario, "< 220 ready > AUTH TLS < 234 go");
+        let mut sim = Sim::after(with_ports(Scenario::default()), AUTH);
         sim.kernel.refuses_ranges = true;
-        let [client, server] = hellos();
-        sim.say(Client, &client);
-        sim.say(Server, &server);
+        begin_tls(&mut sim);
         // Those that are open, and the events.
         let seen = |sim: &Sim| {
             let is_about_it = |event: &&Event| {
@@ -192,10 +193,8 @@ fn any_port_is_open_at_servers_of_others_alone() {
         };
         let interfaces = [1, server_interface];
         let scenario = Scenario { policy: policy.clone(), interfaces, ..with(nat) };
-        let mut sim = Sim::after(scenario, "< 220 ready > AUTH TLS < 234 go");
-        let [client, server] = hellos();
-        sim.say(Client, &client);
-        sim.say(Server, &server);
+        let mut sim = Sim::after(scenario, AUTH);
+        begin_tls(&mut sim);
         for then in ["at first", "after a reload", "after a restart"] {
             let ports = sim.kernel.ranges.iter().map(|range| range.ports.to_vec());
             let expected = Vec::from_iter(is_open.then_some(1024..=65535));
@@ -227,10 +226,7 @@ fn plain_text_behind_tls_closes_them() {
 #[test]
 fn with_implicit_tls_they_are_open_after_the_handshake() {
     let mut sim = Sim::new(with_ports(Scenario::default()));
-    let [client, server] = hellos();
-    assert_eq!(sim.say(Client, &client), client);
-    assert!(sim.kernel.ranges.is_empty());
-    assert_eq!(sim.say(Server, &server), server);
+    begin_tls(&mut sim);
     // A transfer of half an hour.
     sim.advance(Duration::from_secs(1800));
     assert_eq!((sim.kernel.ranges.len(), closings(&sim)), (1, vec![]));

@@ -1,7 +1,7 @@
 //! How a dialogue begins: greetings, text before them, and clients that do not wait for them.
 
 use super::{
-    ambiguous_lines::{executed_bounce, received_in_pieces},
+    ambiguous_lines::say_without_bounce,
     dialects::{assert_served, assert_transfers},
     *,
 };
@@ -124,9 +124,8 @@ fn bounces_are_refused_in_a_first_line_with_a_nul() {
             for cut in 0..first.len() {
                 let mut sim = Sim::new(with(Nat::Masquerade));
                 sim.say(Server, greeting.as_bytes());
-                let (start, rest) = first.split_at(cut);
-                let (got, sim) = received_in_pieces(sim, [start.as_bytes(), rest.as_bytes()]);
-                assert_eq!(executed_bounce(&got), None, "{greeting:?}: {got:?}, split at {cut}");
+                let (start, rest) = first.as_bytes().split_at(cut);
+                say_without_bounce(&mut sim, [start, rest]);
                 assert_eq!(sim.kernel.opened, []);
             }
         }
@@ -150,9 +149,8 @@ fn bounces_are_refused_whichever_end_begins() {
                 let rest = if is_greeting { "< 503 log in" } else { r"< 220 ready\r\n500 what?" };
                 sim.play(rest);
                 sim.play(USER_PASS);
-                let got = sim.say(Client, third.as_bytes());
-                assert_eq!(executed_bounce(&got), None, "{text:?} {first:?} {client_begins}");
-                assert_eq!(sim.kernel.opened, []);
+                say_without_bounce(&mut sim, [third.as_bytes()]);
+                assert_eq!(sim.kernel.opened, [], "{text:?} {first:?} {client_begins}");
             }
         }
     }
@@ -272,9 +270,7 @@ fn a_proxy_header_gives_its_sender_nothing() {
     let long = format!("\r\n\r\n\0\r\nQUIT\n!\u{11}\0\u{40}\r\n{third}");
     let telnet = format!("\r\n\r\n\0\r\nQUIT\n!\u{11}\0\u{1b}\n{third}");
     for first in [long, telnet, format!("PROXY TCP4 \r{third}"), format!("PROXY TCP4\n{third}")] {
-        let mut sim = Sim::new(with(Nat::Masquerade));
-        let got = sim.say(Client, first.as_bytes());
-        assert_eq!(executed_bounce(&got), None, "{first:?}: {got:?}");
+        say_without_bounce(&mut Sim::new(with(Nat::Masquerade)), [first.as_bytes()]);
     }
     // A server that does not know it: the client's first line goes on behind its last one.
     let v2 = |behind: &[u8]| {
@@ -288,11 +284,8 @@ fn a_proxy_header_gives_its_sender_nothing() {
     ] {
         for cut in 0..line.len() {
             let mut sim = Sim::after(with(Nat::Masquerade), "< 220 ready");
-            let header = v2(behind);
-            let mut got = sim.say(Client, &header);
             let (start, rest) = line.as_bytes().split_at(cut);
-            got.extend(sim.say_in_pieces(Client, [start, rest]));
-            assert_eq!(executed_bounce(&got), None, "{got:?} split at {cut}");
+            say_without_bounce(&mut sim, [&v2(behind), start, rest]);
         }
     }
     // A server that answers the header late: its next reply is that to STAT, not to PASV.
