@@ -89,7 +89,7 @@ test-stock-kernel: provision rust
 .PHONY: test-arm64
 # What another processor can make fail: the BPF program, verdicts, the daemon's system calls, checksums. All that there
 # are take hours.
-ARM64 := fastpath::announcements:: fastpath::data:: fastpath::ends:: \
+ARM64 := fastpath::announcements:: fastpath::data:: fastpath::refused:: \
     interface::a_pinhole interface::injected interface::loading:: interface::program:: interface::the_queue \
     confinement:: fastpath::the_fast_path_works_without_a_daemon fastpath::transfers_over_ipv6 \
     fastpath::transfers_through_masquerade history::the_file_has_every_event lifecycle::a_clean_stop

@@ -5,7 +5,6 @@
 
 mod announcements;
 mod data;
-mod ends;
 pub mod frames;
 mod ignored;
 mod processors;
@@ -15,7 +14,7 @@ pub mod scene;
 mod walk;
 
 use crate::{admitted_syns, layout, model, rng};
-use frames::{ACK, WINDOW};
+use frames::WINDOW;
 use layout::*;
 use scene::*;
 
@@ -47,21 +46,6 @@ fn a_record_has_the_line_byte_for_byte() {
     put(72, &[0, 0, 3, 0]); // opened_pinhole, is_fin, port_digits
     put(80, b"noop\r\n");
     assert_eq!(*record, expected);
-}
-
-#[test]
-fn tcp_options_padding_and_missing_psh_make_no_difference() {
-    for flow in [routed(), routed6()] {
-        let mut talk = Talk::new(flow);
-        let mut frame = talk.frame(Side::Client, "NOOP\r\n");
-        frame.tcp_options = vec![1, 1, 8, 10, 0, 1, 2, 3, 4, 5, 6, 7];
-        frame.flags = ACK;
-        frame.padding = 3;
-        talk.inspected(&frame, b"NOOP\r\n");
-        let mut frame = talk.frame(Side::Server, "200 ok\r\n");
-        frame.tcp_options = vec![1; 40];
-        talk.inspected(&frame, b"200 ok\r\n");
-    }
 }
 
 #[test]

@@ -1,5 +1,4 @@
-// Reads a line: its kind, and the endpoint that it announces. The test `a_227_or_229_is_read_as_the_engine_does` compares
-// announcements with `Announcement` of ftp-alg-core.
+// Reads a line: its kind, and the endpoint that it announces. `tests/kernel/fastpath/walk.rs` compares it with a model.
 //
 // The larger functions are global (`__noinline`), because then the verifier reads each of them only once. All functions
 // read the line from its record in the ring, where all bytes after the line are 0.
@@ -245,8 +244,7 @@ __noinline int is_one_word(const struct line_record *line, __u32 at)
 
 // Whether the line may be a request line of another protocol, as `METHOD target HTTP/1.1`: at least three words, of
 // which the last one has a slash and ends with a digit. The engine takes no such sender for an FTP client. A blank at the
-// end counts as such a word, because the engine ignores blanks there. The test
-// `a_request_line_of_another_protocol_is_handed_back` has such lines.
+// end counts as such a word, because the engine ignores blanks there.
 __noinline int is_request_line(const struct line_record *line, __u32 length)
 {
 	__u32 at, blanks = 0, slash = 0;
@@ -316,8 +314,8 @@ __noinline __u32 read_command(const struct line_record *line, __u32 length, cons
 }
 
 // Whether the greeting names a server that takes four digits in a number of a PORT. The list is
-// `DECIMAL_GREETINGS` in `ftp/announcement.rs` of ftp-alg-core, without Pure-FTPd, whose greeting has several lines. The
-// test `a_greeting_passes_and_sets_the_port_digits` has a greeting of each server.
+// `DECIMAL_GREETINGS` in `ftp/announcement.rs` of ftp-alg-core, without Pure-FTPd, whose greeting has several lines. `GREETINGS` of
+// the model has a greeting of each server.
 static __always_inline int names_known_server(const struct line_record *line)
 {
 	__u32 first = word_at(line, 4), second = word_at(line, 8);

@@ -29,33 +29,6 @@ fn a_packet_from_where_its_sender_is_not_is_ignored() {
     }
 }
 
-/// The other end never gets such a packet.
-#[test]
-fn a_line_that_the_kernel_drops_is_ignored() {
-    let mut talk = Talk::new(routed());
-    let good = talk.frame(Side::Client, "EPSV\r\n");
-    for dropped in [
-        Frame { ttl: 1, ..good.clone() },
-        Frame { ttl: 0, ..good.clone() },
-        Frame { wrong_ip_checksum: 0x100, ..good.clone() },
-        Frame { destination_mac: [2, 0, 0, 0, 0, 2], ..good.clone() },
-        Frame { destination_mac: [0xff; 6], ..good.clone() },
-    ] {
-        talk.is_ignored(&dropped);
-    }
-    talk.inspected(&good, b"EPSV\r\n");
-    let mut talk = Talk::new(routed6());
-    let good = talk.frame(Side::Client, "EPSV\r\n");
-    for dropped in [
-        Frame { ttl: 1, ..good.clone() },
-        Frame { ttl: 0, ..good.clone() },
-        Frame { destination_mac: [0x33, 0x33, 0, 0, 0, 1], ..good.clone() },
-    ] {
-        talk.is_ignored(&dropped);
-    }
-    talk.inspected(&Frame { ttl: 2, ..good }, b"EPSV\r\n");
-}
-
 /// With these extension headers before the TCP header: their numbers, and 8 bytes each.
 fn extended(bytes: &[u8], headers: &[u8]) -> Vec<u8> {
     let mut extended = bytes.to_vec();

@@ -101,22 +101,6 @@ fn a_syn_is_known_for_two_minutes() {
     assert!(is_admitted(&scene, &syn(KEY)));
 }
 
-#[test]
-fn a_syn_that_the_rules_do_not_admit_is_admitted_later() {
-    let mut scene = Scene::new();
-    let other = PinholeKey { port: KEY.port + 1, ..KEY };
-    scene.set_rules_pinhole(other, u64::MAX);
-    assert!(!is_admitted(&scene, &syn(KEY)), "another pinhole");
-    scene.set_rules_pinhole(KEY, now() - 1);
-    assert!(!is_admitted(&scene, &syn(KEY)), "after its deadline");
-    scene.set_rules_pinhole(KEY, u64::MAX);
-    let wrong = Frame { checksum: Checksum::WrongBy(1), ..syn(KEY) };
-    assert!(!is_admitted(&scene, &wrong), "the kernel drops it");
-    assert_eq!(scene.admitted_syn(&syn(KEY)), None);
-    scene.set_pinhole(KEY, numbered(3));
-    assert!(is_admitted(&scene, &syn(KEY)));
-}
-
 /// The kernel may have dropped it, so its own pinhole admits it again.
 #[test]
 fn a_syn_from_elsewhere_is_retransmitted_to_its_own_pinhole_alone() {

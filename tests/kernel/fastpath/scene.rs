@@ -258,11 +258,6 @@ pub fn routed6() -> Flow {
     between(CLIENT6, CLIENT6, SERVER6, SERVER6)
 }
 
-/// A flow whose client, 192.168.150.80, is behind masquerading.
-pub fn masqueraded() -> Flow {
-    between(ip("192.168.150.80"), PUBLIC, SERVER.ip(), SERVER.ip())
-}
-
 pub fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }

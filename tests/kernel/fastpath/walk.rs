@@ -1,6 +1,6 @@
 //! Random dialogues with random errors: program and model decide every packet alike, and the engine rewrites as they do.
 //!
-//! `FTP_ALG_DIALOGUES` is their number (8,000 by default), `FTP_ALG_SEED` the seed (0).
+//! `FTP_ALG_DIALOGUES` is their number (12,000 by default), `FTP_ALG_SEED` the seed (0).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -46,7 +46,7 @@ fn program_and_model_decide_random_dialogues_alike() {
         counts: BTreeMap::new(),
     };
     BARRED.iter().for_each(|port| walk.scene.bar(*port));
-    let dialogues = from_environment("FTP_ALG_DIALOGUES", 8000);
+    let dialogues = from_environment("FTP_ALG_DIALOGUES", 12_000);
     for id in 1..=dialogues {
         walk.dialogue(id, &mut rng);
         if walk.pinholes.len() > 12 {
@@ -56,12 +56,15 @@ fn program_and_model_decide_random_dialogues_alike() {
     let Walk { packets, counts, .. } = walk;
     println!("{packets} packets: {counts:?}");
     let is_thorough = LEAST.iter().all(|(what, least)| counts.get(what) > Some(least));
-    assert!(dialogues < 8000 || is_thorough, "{packets} packets: {counts:?}");
+    assert!(dialogues < 12_000 || is_thorough, "{packets} packets: {counts:?}");
 }
 
-/// What happens in 8,000 dialogues, and more than how often.
-const LEAST: [(&str, usize); 17] = [
+/// What happens in 12,000 dialogues, and more than how often.
+const LEAST: [(&str, usize); 20] = [
     ("handed back", 500),
+    ("other IP headers handed back", 20),
+    ("wrong checksums handed back", 20),
+    ("dropped by the kernel", 200),
     ("retransmitted", 500),
     ("lines", 500),
     ("opened", 500),
@@ -127,16 +130,21 @@ impl Walk {
                     frame.ack = frame.ack.wrapping_sub(u32::try_from(rng.below(3)).unwrap());
                 } else {
                     frame.payload = some_line(rng, &flow, side).into_bytes();
-                    frame.payload.extend_from_slice(b"\r\n");
+                    let tail = rng.chance(0.02).then(|| *rng.pick(b" ,|1a)"));
+                    frame.payload.extend(tail.into_iter().chain(*b"\r\n"));
                 }
                 (side, frame)
             };
-            if !frame.payload.is_empty() && rng.chance(0.06) {
-                corrupt(rng, &mut frame);
+            if !frame.payload.is_empty() && rng.chance(0.04) {
+                corrupt(rng, &mut frame.payload);
+            }
+            if rng.chance(0.04) {
+                change_headers(rng, &mut frame);
             }
             if rng.chance(0.1) {
-                frame.tcp_options = timestamps(rng);
+                frame.tcp_options = some_options(rng);
             }
+            frame.padding = rng.below(7);
             if rng.chance(0.05) {
                 foreign.extend(self.insert_foreign(id, &flow, rng));
             }
@@ -193,12 +201,20 @@ impl Walk {
 
     fn packet(&mut self, id: u64, flow: &mut Flow, side: Side, frame: &Frame) {
         self.packets += 1;
+        if is_dropped(frame) {
+            assert_eq!(self.scene.run(frame), unchanged(frame), "{frame:?}");
+            assert_eq!((self.scene.flow(id), self.scene.lines()), (*flow, vec![]), "{frame:?}");
+            self.count("dropped by the kernel", true);
+            return;
+        }
+        let is_right = frame.checksum == Checksum::Right;
         let segment = Segment {
             side,
             seq: frame.seq,
             ack: frame.ack,
-            has_only_ack_and_push: frame.flags & !(PSH | FIN) == ACK,
-            has_plain_options: frame.tcp_options.first().is_none_or(|kind| *kind == NO_OPERATION),
+            has_only_ack_and_push: frame.flags & !(PSH | FIN) == ACK && is_plain(frame) && is_right,
+            has_plain_options: [0, TIMESTAMPS.len()].contains(&frame.tcp_options.len())
+                && frame.tcp_options.iter().zip(TIMESTAMPS).take(4).all(|(is, usual)| *is == usual),
             is_fin: frame.flags & FIN != 0,
             mark: frame.mark,
             payload: &frame.payload,
@@ -210,19 +226,21 @@ impl Walk {
         let what = format!("{frame:?}\nof {before:?}\nexpected: {expected:?}");
         let (passed, opened) = match &expected {
             Expected::MarkOnly => {
-                let mark = if frame.mark == 0 && before.handed_over == 1 {
+                let mark = if frame.mark == 0 && before.handed_over == 1 && is_plain(frame) {
                     INSPECTED_MARK
                 } else {
                     frame.mark
                 };
-                assert_eq!((outcome.mark, outcome.bytes), (mark, frame.to_bytes()), "{what}");
+                assert_eq!(outcome, Outcome { mark, ..unchanged(frame) }, "{what}");
                 assert_eq!(lines, [], "{what}");
                 (None, None)
             }
             Expected::HandBack => {
-                assert_eq!((outcome.mark, outcome.bytes), (frame.mark, frame.to_bytes()), "{what}");
+                assert_eq!(outcome, unchanged(frame), "{what}");
                 assert_eq!(lines, [], "{what}");
                 self.count("handed back", true);
+                self.count("other IP headers handed back", !is_plain(frame));
+                self.count("wrong checksums handed back", !is_right);
                 self.count("other spellings handed back", has_other_spelling(frame, &before));
                 self.count("barred or no port handed back", has_no_free_port(frame, &before));
                 (None, None)
@@ -269,7 +287,9 @@ impl Walk {
             self.count("rewritten over IPv6", is_rewritten && is_v6);
             self.count("lengths changed", is_other_length);
             self.count("lengths changed over IPv6", is_other_length && is_v6);
-            let sent_frame = Frame { seq, ack, payload, ..frame.clone() };
+            // A line of another length has no padding any more.
+            let padding = if is_other_length { 0 } else { frame.padding };
+            let sent_frame = Frame { seq, ack, payload, padding, ..frame.clone() };
             assert_eq!(outcome.bytes, sent_frame.to_bytes(), "{what}");
         }
         assert_eq!(self.scene.flow(id), *flow, "{what}");
@@ -284,6 +304,13 @@ impl Walk {
     /// A SYN for the flow's last pinhole, which may have been consumed, and its retransmission, perhaps behind its answer.
     fn syn(&mut self, id: u64, key: PinholeKey, rng: &mut Rng) {
         let seq = u32::try_from(rng.below(2)).unwrap();
+        let mut changed = Frame { seq, ..syn(key) };
+        change_headers(rng, &mut changed);
+        let is_wrong =
+            changed.checksum != Checksum::Right || changed.flags & (FIN | RST | URG) != 0;
+        if is_wrong || is_dropped(&changed) || !is_plain(&changed) {
+            assert_eq!(self.scene.run(&changed), unchanged(&changed), "{changed:?}");
+        }
         if self.pinholes.get(&key).is_some_and(|open| open.flow == id) {
             let is_admitted = self.is_admitted(key, seq);
             self.count("SYNs retransmitted", !is_admitted);
@@ -443,24 +470,55 @@ fn some_seq_offset(rng: &mut Rng, next: u32) -> (u32, u32) {
 }
 
 const NO_OPERATION: u8 = 1;
+/// In the usual form.
+const TIMESTAMPS: [u8; 12] = [NO_OPERATION, NO_OPERATION, 8, 10, 1, 2, 3, 4, 5, 6, 7, 8];
 
-/// Timestamps, mostly in the usual form.
-fn timestamps(rng: &mut Rng) -> Vec<u8> {
-    let timestamps = [8, 10, 1, 2, 3, 4, 5, 6, 7, 8];
-    let padding = [NO_OPERATION; 2];
-    if rng.chance(0.8) {
-        [&padding[..], &timestamps].concat()
-    } else {
-        [&timestamps[..], &padding].concat()
+/// Mostly timestamps in the usual form.
+fn some_options(rng: &mut Rng) -> Vec<u8> {
+    let padding = [NO_OPERATION; 4];
+    match rng.below(20) {
+        0 => [&TIMESTAMPS[2..], &padding[..2]].concat(),
+        1 => [&TIMESTAMPS[..], &padding].concat(),
+        2 => [&padding[..2], &[5, 10], &TIMESTAMPS[4..]].concat(), // SACK
+        3 => vec![NO_OPERATION; 40],
+        _ => TIMESTAMPS.to_vec(),
     }
 }
+
+/// Mostly the number, sometimes one that is the same in its lowest bits, or a leading zero before it.
+fn some_digits(rng: &mut Rng, number: u16, bits: u32) -> String {
+    match rng.below(60) {
+        0 => format!("0{number}"),
+        1 => (u64::from(number) + (1 << bits)).to_string(),
+        2 => (u64::from(number) + (1 << 32)).to_string(),
+        _ => number.to_string(),
+    }
+}
+
+/// Commands that are the next line in no state, or in few. `~` is a blank at the end of one, or two blanks.
+const ODD_COMMANDS: &str = "\
+    ABOR  ABOR~  ACCT a  ALLO 1  AUTH TLS  CCC  CLNT a  CPSV  FEAT  HELP  HOST a  LANG  LPRT 1  LPSV  MFMT a  \
+    MODE Z  NOOP\ta  OPTS UTF8 ON  PASS / HTTP/1.1  PASS a  PBSZ 0  PROT P  QUIT now  QUIT~  REIN  SITE x  SMNT x  \
+    SPSV  STAT  STOU  STRU F  USER a b  USER x  XCWD a  XPWD  ~NOOP  LIST / ICAP/12.34  RETR / HTTP/1.1  \
+    EPRT  EPRT~  EPSV 1  EPSV ALL  EPSV~  PASV a  PASV~  PORT  PORT~  PORT~~  PORT\t10,0,0,2,4,1  PORT 1,2,3,4,5  \
+    EPRT !1!10.0.0.2!1025!  EPRT |1|10,0,0,2|1025|  EPRT |1|10.0.0.2|1025  EPRT |||1025|  EPRT |2|::1|1025|  \
+    EPRT |2|[2001:db8:1::2]|1025|  EPRT |2|2001:db8:1::2%lan|1025|  EPRT |2|2001:db8:1::0.0.0.2|1025|";
+/// As above, replies.
+const ODD_REPLIES: &str = "\
+    000 x  099 x  120 later  150-wait  200-ok  20 ok  2000 ok  200  200ok  200\tok  ~200 ok  220 later  227~  \
+    227 192,0,2,9,4,1  227 =192,0,2,9,4,1  227 (192,0,2,9,4,1) (  227 () (192,0,2,9,4,1)  227 (192.0.2.9.4.1)  \
+    227-Entering (192,0,2,9,4,1)  228 (192,0,2,9,4,1)  229~  229 |||1025|  229 (!!!1025!)  229 (|||1025|)(  \
+    229 (||||)  229 (|1|192.0.2.9|1025|)  229 (|||70000|)  229-Entering (|||1025|)  230 in  230-in  231 out  \
+    232 in  234 TLS  239 x  250-no  257 x  300~  331 who  331-password  332 which  339 x  350 (192,0,2,9,4,1)  421 bye  \
+    600 x  950 x  ok then";
 
 /// Mostly the expected line, sometimes another one.
 fn some_line(rng: &mut Rng, flow: &Flow, side: Side) -> String {
     let free = rng.chance(0.9);
     let port = if free { *rng.pick(&PORTS) } else { *rng.pick(&[0, 1030, 2048, 65535]) };
-    let numbers =
-        |address: IpAddr| format!("{address},{},{}", port >> 8, port & 255).replace('.', ",");
+    let [high, low] = [port >> 8, port & 255].map(|part| some_digits(rng, part, 8));
+    let numbers = |address: IpAddr| format!("{address},{high},{low}").replace('.', ",");
+    let port = some_digits(rng, port, 16);
     let is_v6 = flow.client.is_ipv6() != rng.chance(0.02);
     let other = some_address(rng, is_v6);
     let pick = |rng: &mut Rng, own| if rng.chance(0.95) { own } else { other };
@@ -477,7 +535,7 @@ fn some_line(rng: &mut Rng, flow: &Flow, side: Side) -> String {
     };
     let commands = [
         format!("{}{}", rng.pick(&BYPASSABLE), rng.pick(&["", " some thing"])),
-        "retr a b".to_owned(),
+        (*rng.pick(&["retr a b", "RETR pub/1", "RETR a b/1.", "CWD a b/c"])).to_owned(),
         format!("Cwd {}", "d".repeat(length)),
         port_command.clone(),
         port_command.replacen("PORT", "port", 1),
@@ -494,34 +552,20 @@ fn some_line(rng: &mut Rng, flow: &Flow, side: Side) -> String {
         let tails = [("", " 3456789 1234"), ("", " 3456789 12345")];
         (text, end) = *rng.pick(&[("mode 2 ", ""), ("", "("), ("(a) ", ""), tails[0], tails[1]]);
     }
-    let passive = format!("227 {text}({}){end}", numbers(server));
-    let extended = format!("229 {text}(|||{port}|){end}");
+    let close = if rng.chance(0.97) { ")" } else { *rng.pick(&["", "]", " )", ",1)", "|)"]) };
+    let passive = format!("227 {text}({}{close}{end}", numbers(server));
+    let extended = format!("229 {text}(|||{port}|{close}{end}");
     let codes =
         [125, 100, 199, 200, 211, 225, 240, 250, 256, 299, 300, 330, 340, 350, 425, 426, 450, 599];
     let coded = format!("{} (1,2,3,4,5,6) is no address", rng.pick(&codes));
     let plain = ["200 ok", "226 (done)", "150 wait", "550 no", &coded];
-    if rng.chance(0.02) {
-        let odd = [
-            "ABOR",
-            "PORT 1,2,3,4,5",
-            "EPSV ALL",
-            "229 (|||70000|)",
-            "200-ok",
-            "120 later",
-            "220 later",
-            "230 in",
-            "232 in",
-            "331 who",
-            "332 which",
-            "USER x",
-            "RETR / HTTP/1.1",
-            "PASS / HTTP/1.1",
-            "QUIT now",
-            "250-no",
-            "421 bye",
-            "300 ",
-        ];
-        return (*rng.pick(&odd)).to_owned();
+    if rng.chance(0.05) {
+        let odd = if side == Side::Client { ODD_COMMANDS } else { ODD_REPLIES };
+        let odd: Vec<_> = odd.split("  ").map(str::trim).collect();
+        return rng.pick(&odd).replace('~', " ");
+    }
+    if side == Side::Server && rng.chance(0.02) {
+        return (*rng.pick(&[&passive, &extended, "200 ok"])).to_owned();
     }
     match (side, flow.dialogue) {
         (Side::Client, LOGIN_DUE) if rng.chance(0.95) => {
@@ -535,8 +579,8 @@ fn some_line(rng: &mut Rng, flow: &Flow, side: Side) -> String {
         (Side::Client, COMMAND_PENDING | FIN_DUE) if rng.chance(0.5) => "ABOR".to_owned(),
         (Side::Client, _) if rng.chance(0.04) => (*rng.pick(&["QUIT", "quit", "abor"])).to_owned(),
         (Side::Client, _) => rng.pick(&commands).clone(),
-        (Side::Server, PASV_PENDING) => passive,
-        (Side::Server, EPSV_PENDING) => extended,
+        (Side::Server, PASV_PENDING) if rng.chance(0.98) => passive,
+        (Side::Server, EPSV_PENDING) if rng.chance(0.98) => extended,
         (Side::Server, PORT_PENDING) if rng.chance(0.95) => "200 ok".to_owned(),
         (Side::Server, _) => (*rng.pick(&plain)).to_owned(),
     }
@@ -572,25 +616,58 @@ fn has_no_free_port(frame: &Frame, flow: &Flow) -> bool {
     is_due && port.is_some_and(|port| port == 0 || BARRED.contains(&port))
 }
 
-/// Changes one property of the packet at random.
-fn corrupt(rng: &mut Rng, frame: &mut Frame) {
-    let at = rng.below(frame.payload.len());
-    match rng.below(13) {
-        0 => frame.payload[at] = rng.next() as u8,
-        1 => frame.payload[at] = *rng.pick(b"(),.|:a0123456789 \r\n\0"),
-        2 => frame.payload.truncate(at.max(1)),
-        3 => frame.payload.insert(at, *rng.pick(b"0129 ,|(")),
-        4 => drop(frame.payload.remove(at)),
-        5 => frame.payload.extend_from_slice(b"NOOP\r\n"),
-        6 => frame.seq = frame.seq.wrapping_add(*rng.pick(&[1, u32::MAX, 10, 1 << 31])),
-        7 => frame.ack = frame.ack.wrapping_add(*rng.pick(&[1, u32::MAX, 10, 1 << 31])),
-        8 => frame.flags |= *rng.pick(&[FIN, RST, URG]),
-        9 => frame.flags = ACK,
-        10 => frame.mark = *rng.pick(&[0, 1, INSPECTED_MARK]),
-        11 => frame.payload.make_ascii_uppercase(),
-        _ => frame.payload.make_ascii_lowercase(),
+/// Changes a line at random.
+fn corrupt(rng: &mut Rng, line: &mut Vec<u8>) {
+    let at = rng.below(line.len());
+    match rng.below(9) {
+        0 => line[at] = rng.next() as u8,
+        1 => line[at] = *rng.pick(b"(),.|:a0123456789 \r\n\0"),
+        2 => line[at] ^= *rng.pick(&[1, 0x10, 0x20, 0x40, 0x60, 0x80]),
+        3 => line.truncate(at.max(1)),
+        4 => line.insert(at, *rng.pick(b"0129 ,|(")),
+        5 => drop(line.remove(at)),
+        6 => line.extend_from_slice(b"NOOP\r\n"),
+        7 => line.make_ascii_uppercase(),
+        _ => line.make_ascii_lowercase(),
     }
-    if frame.payload.is_empty() {
-        frame.payload.push(b'x');
+    if line.is_empty() {
+        line.push(b'x');
     }
+}
+
+/// Changes one property of the headers at random.
+fn change_headers(rng: &mut Rng, frame: &mut Frame) {
+    let is_v4 = frame.source.is_ipv4();
+    let is_acknowledgement = frame.payload.is_empty() && frame.flags & (SYN | FIN) == 0;
+    let difference = *rng.pick(&[1, u32::MAX, 10, 1 << 31]);
+    match rng.below(11) {
+        0 => frame.ttl = *rng.pick(&[0, 1, 2]),
+        1 => frame.destination_mac = *rng.pick(&[[2, 0, 0, 0, 0, 2], [0xff; 6]]),
+        2 => frame.destination_mac = *rng.pick(&[[0x33, 0x33, 0, 0, 0, 1], [1, 0, 0x5e, 0, 0, 1]]),
+        3 if is_v4 => frame.wrong_ip_checksum = 0x100,
+        4 if is_v4 => frame.ip_options = vec![NO_OPERATION; *rng.pick(&[4, 40])],
+        5 if is_v4 => frame.more_fragments = true,
+        6 => frame.seq = frame.seq.wrapping_add(difference),
+        7 => frame.ack = frame.ack.wrapping_add(difference),
+        8 => frame.flags |= *rng.pick(&[ECE, CWR, NS]),
+        9 => frame.mark = *rng.pick(&[1, INSPECTED_MARK, u32::MAX]),
+        _ if is_acknowledgement => {} // the program verifies no checksum of it
+        _ if rng.chance(0.5) => frame.flags |= *rng.pick(&[FIN, SYN, RST, URG]),
+        _ => frame.checksum = Checksum::WrongBy(*rng.pick(&[1, 0x100, 0x8000])),
+    }
+}
+
+/// Whether the kernel drops the packet, or gives it to no one here.
+fn is_dropped(frame: &Frame) -> bool {
+    let is_checksum_wrong = frame.wrong_ip_checksum != 0 && frame.ip_options.is_empty();
+    frame.ttl <= 1 || is_checksum_wrong || frame.destination_mac != [0; 6]
+}
+
+/// Whether the IP header has no options, and the packet is no fragment.
+fn is_plain(frame: &Frame) -> bool {
+    frame.ip_options.is_empty() && !frame.more_fragments
+}
+
+fn unchanged(frame: &Frame) -> Outcome {
+    Outcome { mark: frame.mark, bytes: frame.to_bytes() }
 }
