@@ -16,7 +16,7 @@ use super::{
     program::indices,
 };
 
-/// An address that only a default route covers.
+/// An address that only default routes cover.
 const FAR: &str = "203.0.113.7";
 const FAR6: &str = "2001:db8:f::7";
 
@@ -25,35 +25,27 @@ fn look_up(kernel: &mut LinuxKernel, address: &str, interface: u32) -> bool {
     kernel.has_route(RouteLookup { address, interface, used: 0, mark: 0 }).unwrap()
 }
 
-/// Whether there is a route in the lab's gateway.
-fn has_route(lab: &Lab, address: &str, interface: &str) -> bool {
-    lab.on_gateway(|| {
-        let [interface, _] = indices([interface, "lo"]);
-        look_up(
-            &mut LinuxKernel::new(&RuleParameters::default(), &Commits::default()).unwrap(),
-            address,
-            interface,
-        )
-    })
-}
+const INTERFACES: [&str; 7] = ["lan", "wan", "up1", "up2", "up3", "up4", "guests"];
 
-#[track_caller]
-fn assert_routes(lab: &Lab, address: &str, expected: &[&str]) {
-    let all = ["lan", "wan", "up1", "up2", "up3", "up4", "guests"];
-    let found: Vec<_> = all.into_iter().filter(|name| has_route(lab, address, name)).collect();
-    assert_eq!(found, expected, "{address}");
-}
+/// What is on a network of the gateway, and its interface.
+const NEIGHBOURS: [(&str, &str); 4] =
+    [(CLIENT, "lan"), (CLIENT6, "lan"), (SERVER, "wan"), (SERVER6, "wan")];
 
+/// Asserts which interfaces lead to an address.
 #[track_caller]
-fn assert_far_routes(lab: &Lab, expected: &[&str]) {
-    assert_routes(lab, FAR, expected);
-    assert_routes(lab, FAR6, expected);
+fn assert_routes(lab: &Lab, address: &str, expected: &[&str], what: &str) {
+    let found: Vec<_> = lab.on_gateway(|| {
+        let mut kernel = LinuxKernel::new(&RuleParameters::default(), &Commits::default()).unwrap();
+        let has_route = |name: &&str| look_up(&mut kernel, address, indices([name, "lo"])[0]);
+        INTERFACES.into_iter().filter(has_route).collect()
+    });
+    assert_eq!(found, expected, "{address}: {what}");
 }
 
 /// A gateway with four uplinks next to its own interfaces, and a network of guests.
 fn lab_with_uplinks() -> Lab {
     let lab = Lab::new();
-    for (number, name) in ["up1", "up2", "up3", "up4", "guests"].iter().enumerate() {
+    for (number, name) in INTERFACES[2..].iter().enumerate() {
         lab.gateway_sh(&format!(
             "ip link add {name} type veth peer name p-{name}; ip link set {name} up; \
              ip link set p-{name} up; \
@@ -64,60 +56,84 @@ fn lab_with_uplinks() -> Lab {
     lab
 }
 
-#[test]
-fn each_end_is_on_its_own_network_only() {
-    let lab = lab_with_uplinks();
-    let neighbours = [(CLIENT, "lan"), (CLIENT6, "lan"), (SERVER, "wan"), (SERVER6, "wan")];
-    for (address, interface) in neighbours {
-        assert_routes(&lab, address, &[interface]);
+/// Runs a line of the shell for IPv4 and for IPv6. It has `$far` and its network, the router and the gateway's address on
+/// `up3`, and what the numbers of nexthop objects begin with.
+fn for_each_family(lab: &Lab, line: &str) {
+    let v4 = "ip=ip far=203.0.113.7 network=203.0.113.0/24 id= own=198.18.2.1 \
+              via1=198.18.0.9 via2=198.18.1.9 via3=198.18.2.9 via4=198.18.3.9";
+    let v6 = "ip='ip -6' far=2001:db8:f::7 network=2001:db8:f::/64 id=1 own=fd00:2::1 \
+              via1=fd00:0::9 via2=fd00:1::9 via3=fd00:2::9 via4=fd00:3::9";
+    for family in [v4, v6] {
+        lab.gateway_sh(&format!("{family}; {line}"));
     }
-    assert_far_routes(&lab, &[]);
+}
+
+/// Commands for each family, and the interfaces that lead to what is far then.
+type Steps = &'static [(&'static str, &'static [&'static str])];
+
+/// Whatever the far routes are, the neighbours stay on their own networks.
+fn assert_steps(lab: &Lab, steps: Steps) {
+    for (line, expected) in steps {
+        for_each_family(lab, line);
+        for far in [FAR, FAR6] {
+            assert_routes(lab, far, expected, line);
+        }
+        for (address, interface) in NEIGHBOURS {
+            assert_routes(lab, address, &[interface], line);
+        }
+    }
+}
+
+const ROUTES: [Steps; 5] = [
     // A default route leads to anywhere, but not to a network that has a route of its own.
-    lab.gateway_sh("ip route add default dev wan; ip -6 route add default dev wan");
-    for (address, interface) in neighbours {
-        assert_routes(&lab, address, &[interface]);
-    }
-    assert_far_routes(&lab, &["wan"]);
-}
+    &[("", &[]), ("$ip route add default dev wan", &["wan"])],
+    // Every uplink leads to what only default routes cover.
+    &[(
+        "$ip route add default dev wan metric 100; $ip route add default dev up1 metric 200; \
+         $ip route add default dev up2 table 102; $ip rule add fwmark 2 lookup 102; \
+         $ip route add default dev up3 table 1003; $ip rule add from $own lookup 1003",
+        &["wan", "up1", "up2", "up3"],
+    )],
+    // Every next hop counts.
+    &[(
+        "$ip route add $network nexthop via $via1 dev up1 nexthop via $via2 dev up2; \
+         $ip route add default dev up3",
+        &["up1", "up2"],
+    )],
+    // A route that refuses leads nowhere.
+    &[
+        ("$ip route add default dev wan; $ip route add unreachable $far", &[]),
+        ("$ip route replace prohibit $far", &[]),
+        ("$ip route replace blackhole $far", &[]),
+    ],
+    // A provider's prefix may be known by one uplink only, and its packets may come by another one all the same. An inner
+    // network behind a router is not reached by uplinks.
+    &[
+        (
+            "$ip route add default via $via1 dev up1 metric 10; \
+             $ip route add default via $via2 dev up2 metric 20; \
+             $ip route add $network via $via1 dev up1",
+            &["up1", "up2"],
+        ),
+        ("$ip route replace $network via $via3 dev up3", &["up3"]),
+    ],
+];
 
 #[test]
-fn every_uplink_leads_to_what_only_default_routes_cover() {
+fn each_end_is_where_routes_lead() {
+    ROUTES.iter().for_each(|steps| assert_steps(&lab_with_uplinks(), steps));
+}
+
+/// Otherwise a client of a server on this machine could forge it by an uplink.
+#[test]
+fn this_machines_own_address_is_on_no_interface() {
     let lab = lab_with_uplinks();
-    lab.gateway_sh(
-        "for ip in 'ip' 'ip -6'; do \
-             $ip route add default dev wan metric 100; \
-             $ip route add default dev up1 metric 200; \
-             $ip route add default dev up2 table 102; $ip rule add fwmark 2 lookup 102; \
-             $ip route add default dev up3 table 1003; \
-         done; \
-         ip rule add from 198.18.2.1 lookup 1003; ip -6 rule add from fd00:2::1 lookup 1003",
+    for_each_family(
+        &lab,
+        "$ip rule add from $own lookup 102; $ip route add default dev up2 table 102",
     );
-    assert_far_routes(&lab, &["wan", "up1", "up2", "up3"]);
-    for (address, interface) in [(CLIENT, "lan"), (CLIENT6, "lan"), (SERVER, "wan")] {
-        assert_routes(&lab, address, &[interface]);
-    }
-}
-
-#[test]
-fn every_next_hop_of_a_route_counts() {
-    let lab = lab_with_uplinks();
-    lab.gateway_sh(
-        "ip route add 203.0.113.0/24 nexthop via 198.18.0.9 dev up1 nexthop via 198.18.1.9 dev up2; \
-         ip -6 route add 2001:db8:f::/64 nexthop via fd00:0::9 dev up1 nexthop via fd00:1::9 dev up2; \
-         ip route add default dev up3",
-    );
-    assert_far_routes(&lab, &["up1", "up2"]);
-}
-
-#[test]
-fn a_route_that_refuses_leads_nowhere() {
-    let lab = lab_with_uplinks();
-    lab.gateway_sh("ip route add default dev wan; ip -6 route add default dev wan");
-    for kind in ["unreachable", "prohibit", "blackhole"] {
-        lab.gateway_sh(&format!(
-            "ip route replace {kind} {FAR}/32; ip -6 route replace {kind} {FAR6}/128"
-        ));
-        assert_far_routes(&lab, &[]);
+    for address in ["198.18.0.1", "fd00:0::1"] {
+        assert_routes(&lab, address, &[], "an own address");
     }
     lab.on_gateway(|| {
         let mut kernel = LinuxKernel::new(&RuleParameters::default(), &Commits::default()).unwrap();
@@ -125,129 +141,45 @@ fn a_route_that_refuses_leads_nowhere() {
     });
 }
 
-/// A provider's prefix may be known by one uplink only. Its packets may come by another one all the same.
-#[test]
-fn uplinks_are_interchangeable_beyond_their_routers() {
-    let lab = lab_with_uplinks();
-    lab.gateway_sh(
-        "ip route add default via 198.18.0.9 dev up1 metric 10; \
-         ip route add default via 198.18.1.9 dev up2 metric 20; \
-         ip route add 203.0.113.0/24 via 198.18.0.9 dev up1; \
-         ip -6 route add default via fd00:0::9 dev up1 metric 10; \
-         ip -6 route add default via fd00:1::9 dev up2 metric 20; \
-         ip -6 route add 2001:db8:f::/64 via fd00:0::9 dev up1",
-    );
-    assert_far_routes(&lab, &["up1", "up2"]);
-    // An inner network behind a router, and what is directly connected, are not reached by uplinks.
-    lab.gateway_sh(
-        "ip route replace 203.0.113.0/24 via 198.18.2.9 dev up3; \
-         ip -6 route replace 2001:db8:f::/64 via fd00:2::9 dev up3",
-    );
-    for (address, interface) in [(FAR, "up3"), (FAR6, "up3"), (CLIENT, "lan"), (SERVER6, "wan")] {
-        assert_routes(&lab, address, &[interface]);
-    }
-}
-
-/// Otherwise a client of a server on this machine could forge it by an uplink.
-#[test]
-fn this_machines_own_address_is_on_no_interface() {
-    let lab = lab_with_uplinks();
-    lab.gateway_sh(
-        "ip rule add from 198.18.1.1 lookup 102; ip route add default dev up2 table 102; \
-         ip -6 rule add from fd00:1::1 lookup 102; ip -6 route add default dev up2 table 102",
-    );
-    for address in ["198.18.0.1", "fd00:0::1"] {
-        assert_routes(&lab, address, &[]);
-    }
-}
-
-/// How the kernel describes nexthop objects: by nothing but their identifiers, or as other next hops as well.
-const COMPAT_MODES: [&str; 2] = ["0", "1"];
-
-/// A lab with uplinks, and a nexthop object with a router on each of four interfaces: 1 to 4 (IPv6: 11 to 14). Of the
-/// groups 9 and 19 the second and the third are members.
-fn lab_with_nexthops(compat_mode: &str) -> Lab {
-    let lab = lab_with_uplinks();
-    let mut script = format!("sysctl -qw net.ipv4.nexthop_compat_mode={compat_mode}; ");
-    for id in 1..=4 {
-        let network = id - 1;
-        write!(
-            script,
-            "ip nexthop add id {id} via 198.18.{network}.9 dev up{id}; \
-             ip nexthop add id 1{id} via fd00:{network}::9 dev up{id}; "
-        )
-        .unwrap();
-    }
-    lab.gateway_sh(&(script + "ip nexthop add id 9 group 2/3; ip nexthop add id 19 group 12/13"));
-    assert_eq!(lab.gateway_sh("ip nexthop show | wc -l").trim(), "10");
-    lab
-}
+/// By nexthop objects: one with the router of each uplink, and a group of the second and the third.
+const NEXTHOPS: [Steps; 3] = [
+    &[
+        ("$ip route add default nhid ${id}1", &["up1"]),
+        ("$ip route add $network nhid ${id}9", &["up2", "up3"]),
+        ("$ip nexthop add id ${id}5 blackhole; $ip route replace $network nhid ${id}5", &[]),
+    ],
+    // Routes of several metrics count, and one with a shorter prefix does not.
+    &[(
+        "$ip route add $far nhid ${id}1 metric 5; $ip route add $far nhid ${id}2 metric 10; \
+         $ip route add $far via $via3 dev up3 metric 20; $ip route add $network nhid ${id}4",
+        &["up1", "up2", "up3"],
+    )],
+    &[
+        (
+            "$ip route add default nhid ${id}1 metric 10; $ip route add default nhid ${id}2 metric 20; \
+             $ip route add default nhid ${id}4 table 104; $ip rule add fwmark 4 lookup 104",
+            &["up1", "up2", "up4"],
+        ),
+        // A prefix that one provider alone knows, by an object or without.
+        ("$ip route add $network nhid ${id}2", &["up1", "up2"]),
+        ("$ip route replace $network via $via2 dev up2", &["up1", "up2"]),
+        ("$ip route replace $network nhid ${id}3", &["up3"]),
+    ],
+];
 
 #[test]
 fn nexthop_objects_lead_to_their_interfaces() {
-    for mode in COMPAT_MODES {
-        let lab = lab_with_nexthops(mode);
-        lab.gateway_sh("ip route add default nhid 1; ip -6 route add default nhid 11");
-        assert_far_routes(&lab, &["up1"]);
-        assert_routes(&lab, CLIENT, &["lan"]);
-        // A group of several.
-        lab.gateway_sh(
-            "ip route add 203.0.113.0/24 nhid 9; ip -6 route add 2001:db8:f::/64 nhid 19",
+    // The kernel describes them by nothing but their identifiers, or as other next hops as well.
+    for (mode, steps) in [0, 1].into_iter().flat_map(|mode| NEXTHOPS.map(|steps| (mode, steps))) {
+        let lab = lab_with_uplinks();
+        lab.gateway_sh(&format!("sysctl -qw net.ipv4.nexthop_compat_mode={mode}"));
+        for_each_family(
+            &lab,
+            "$ip nexthop add id ${id}1 via $via1 dev up1; $ip nexthop add id ${id}2 via $via2 dev up2; \
+             $ip nexthop add id ${id}3 via $via3 dev up3; $ip nexthop add id ${id}4 via $via4 dev up4; \
+             ip nexthop add id ${id}9 group ${id}2/${id}3",
         );
-        assert_far_routes(&lab, &["up2", "up3"]);
-        // An object that drops.
-        lab.gateway_sh(
-            "ip nexthop add id 5 blackhole; ip -6 nexthop add id 15 blackhole; \
-             ip route replace 203.0.113.0/24 nhid 5; ip -6 route replace 2001:db8:f::/64 nhid 15",
-        );
-        assert_far_routes(&lab, &[]);
-    }
-}
-
-#[test]
-fn nexthop_objects_of_several_metrics_count() {
-    for mode in COMPAT_MODES {
-        let lab = lab_with_nexthops(mode);
-        lab.gateway_sh(&format!(
-            "ip route add {FAR}/32 nhid 1; ip route add {FAR}/32 nhid 2 metric 10; \
-             ip route add {FAR}/32 via 198.18.2.9 dev up3 metric 20; \
-             ip route add 203.0.113.0/24 nhid 4; \
-             ip -6 route add {FAR6}/128 nhid 11 metric 5; \
-             ip -6 route add {FAR6}/128 nhid 12 metric 10; \
-             ip -6 route add {FAR6}/128 via fd00:2::9 dev up3 metric 20; \
-             ip -6 route add 2001:db8:f::/64 nhid 14"
-        ));
-        // A shorter prefix leads elsewhere.
-        assert_far_routes(&lab, &["up1", "up2", "up3"]);
-    }
-}
-
-#[test]
-fn uplinks_by_nexthop_objects_are_interchangeable() {
-    for mode in COMPAT_MODES {
-        let lab = lab_with_nexthops(mode);
-        lab.gateway_sh(
-            "ip route add default nhid 1 metric 10; ip route add default nhid 2 metric 20; \
-             ip -6 route add default nhid 11 metric 10; ip -6 route add default nhid 12 metric 20; \
-             ip route add default nhid 4 table 104; ip rule add fwmark 4 lookup 104; \
-             ip -6 route add default nhid 14 table 104; ip -6 rule add fwmark 4 lookup 104",
-        );
-        assert_far_routes(&lab, &["up1", "up2", "up4"]);
-        // A prefix that one provider alone knows, by an object or without.
-        for (hop, hop6) in
-            [("nhid 2", "nhid 12"), ("via 198.18.1.9 dev up2", "via fd00:1::9 dev up2")]
-        {
-            lab.gateway_sh(&format!(
-                "ip route replace 203.0.113.0/24 {hop}; \
-                 ip -6 route replace 2001:db8:f::/64 {hop6}"
-            ));
-            assert_far_routes(&lab, &["up1", "up2"]);
-        }
-        // An inner network behind a router is reached by no uplink.
-        lab.gateway_sh(
-            "ip route replace 203.0.113.0/24 nhid 3; ip -6 route replace 2001:db8:f::/64 nhid 13",
-        );
-        assert_far_routes(&lab, &["up3"]);
+        assert_steps(&lab, steps);
     }
 }
 
