@@ -38,25 +38,24 @@ impl Place {
 }
 
 #[test]
-fn a_valid_configuration_is_said_to_be_valid() {
+fn a_valid_configuration_is_said_to_be_valid_before_its_warnings() {
     let place = Place::new();
-    for text in ["", "control-ports = [21, 2121]\n[pinhole]\nmark = 0x10000000\n"] {
+    let server = "[pinhole]\nbackend = \"conntrack\"\n[[server]]\naddress = \"10.0.0.5\"\n\
+                  passive-ports = \"50000-50100\"\n";
+    for (text, warning) in [
+        ("", ""),
+        ("control-ports = [21, 2121]\n[pinhole]\nmark = 0x10000000\n", ""),
+        (server, "WARNING server.passive-ports of 10.0.0.5: 101 ports: "),
+    ] {
         let file = place.config(text);
-        let expected = (0, format!("{file}: valid\n"), String::new());
-        assert_eq!(outcome(&["check", "--config", &file]), expected);
-        assert_eq!(outcome(&["check", &file]), expected, "without an option");
+        for arguments in [&["check", &file][..], &["check", "--config", &file]] {
+            let (code, stdout, stderr) = outcome(arguments);
+            let warnings = stdout.strip_prefix(&format!("{file}: valid\n")).unwrap();
+            assert_eq!((code, stderr.as_str()), (0, ""));
+            assert!(warnings.starts_with(warning), "{warnings}");
+            assert_eq!(warnings.lines().count(), usize::from(!warning.is_empty()), "{warnings}");
+        }
     }
-}
-
-#[test]
-fn check_warns_of_what_a_valid_configuration_allows() {
-    let place = Place::new();
-    let server = "[pinhole]\nbackend = \"conntrack\"\n[[server]]\naddress = \"10.0.0.5\"\n";
-    let file = place.config(&format!("{server}passive-ports = \"50000-50100\"\n"));
-    let (code, stdout, stderr) = outcome(&["check", &file]);
-    assert_eq!((code, stderr), (0, String::new()));
-    let start = format!("{file}: valid\nWARNING server.passive-ports of 10.0.0.5: 101 ports: ");
-    assert!(stdout.starts_with(&start) && stdout.lines().count() == 2, "{stdout}");
 }
 
 #[test]
@@ -77,21 +76,6 @@ fn check_reads_the_file_of_the_password() {
     assert_eq!(outcome(&["check", &file]), (2, String::new(), wrong));
     fs::write(&password, "bob:secret\n").unwrap();
     assert_eq!(outcome(&["check", &file]), (0, format!("{file}: valid\n"), String::new()));
-}
-
-#[test]
-fn what_never_applies_is_wrong_and_named_with_both_lines() {
-    let place = Place::new();
-    let networks =
-        ["10.0.0.0/8", "10.1.0.0/16"].map(|net| format!("[[network]]\nclients = \"{net}\"\n"));
-    let file = place.config(&networks.concat());
-    let (code, stdout, stderr) = outcome(&["check", &file]);
-    assert_eq!((code, stdout.as_str()), (2, ""));
-    let problem = format!(
-        "ftp-alg: {file}:3:1: network: never applies, because the [[network]] of line 1 has all"
-    );
-    assert!(stderr.starts_with(&problem), "{stderr}");
-    assert_eq!(stderr.lines().count(), 1, "{stderr}");
 }
 
 /// With line and column, key, value, and what is allowed, or the nearest known key.
@@ -115,6 +99,10 @@ fn each_error_of_a_configuration_is_one_line() {
             "[metrics]\nlisten = \"127.0.0.1:0\"\n",
             &["2:10: metrics.listen: \"127.0.0.1:0\" is not"],
         ),
+        (
+            "[[network]]\nclients = \"10.0.0.0/8\"\n[[network]]\nclients = \"10.1.0.0/16\"\n",
+            &["3:1: network: never applies, because the [[network]] of line 1 has all"],
+        ),
     ] {
         let file = place.config(text);
         for command in [&["check"][..], &["rules", "nftables"], &["run"], &["doctor"]] {
@@ -124,10 +112,6 @@ fn each_error_of_a_configuration_is_one_line() {
             for (line, error) in stderr.lines().zip(errors) {
                 let expected = format!("ftp-alg: {file}:{error}");
                 assert!(line.starts_with(&expected), "{command:?}: {line}");
-                assert!(
-                    line == expected || !error.ends_with("0x70000000") && !error.ends_with('?'),
-                    "{line}"
-                );
             }
         }
     }
@@ -180,17 +164,11 @@ fn waiting_for_a_daemon_ends_in_time() {
 
 #[test]
 fn wrong_usage_is_one_line_and_exit_code_2() {
-    let cases: [&[&str]; 14] = [
+    let cases: [&[&str]; 8] = [
         &[],
-        &["frobnicate"],
         &["--frobnicate"],
-        &["status", "--jsn"],
-        &["status", "--wait", "-1"],
-        &["status", "--wait", "nan"],
         &["status", "--wait", "1e99"],
-        &["rules"],
         &["rules", "pf"],
-        &["replay"],
         &["doctor", "--try", "ftp://h/file"],
         &["doctor", "--try", "sftp://h"],
         &["doctor", "--password-file", "/x"],
@@ -212,43 +190,29 @@ fn every_command_explains_itself() {
     let commands = commands.filter(|line| line.starts_with("  ") && !line.starts_with("   "));
     let commands: Vec<&str> = commands.filter_map(|line| line.split_whitespace().next()).collect();
     assert!(commands.len() >= 9, "{stdout}");
-    for command in commands.into_iter().filter(|command| *command != "help") {
-        for option in ["--help", "-h"] {
-            let (code, stdout, stderr) = outcome(&[command, option]);
-            assert_eq!((code, stderr.as_str()), (0, ""));
-            assert!(stdout.contains(&format!("Usage: ftp-alg {command}")), "{stdout}");
-            assert_narrow(&stdout);
-        }
+    let all = commands.iter().filter(|command| **command != "help");
+    for arguments in
+        all.flat_map(|command| [[command, "--help"], [command, "-h"], ["help", command]])
+    {
+        let (code, stdout, stderr) = outcome(&arguments);
+        let command = arguments.iter().find(|word| commands.contains(word) && **word != "help");
+        assert_eq!((code, stderr.as_str()), (0, ""));
+        assert!(stdout.contains(&format!("Usage: ftp-alg {}", command.unwrap())), "{stdout}");
+        assert_help(&stdout);
     }
-    assert_narrow(&stdout);
+    assert_eq!(outcome(&["help"]).1, stdout);
+    assert_help(&stdout);
     let (code, stdout, _) = outcome(&["--version"]);
     assert_eq!((code, stdout), (0, format!("ftp-alg {}\n", env!("CARGO_PKG_VERSION"))));
 }
 
-#[test]
-fn help_is_a_command_too() {
-    let (code, stdout, _) = outcome(&["help", "run"]);
-    assert_eq!((code, stdout), (0, outcome(&["run", "--help"]).1));
-    assert_eq!(outcome(&["help"]).1, outcome(&["--help"]).1);
-    let (code, _, stderr) = outcome(&["help", "frobnicate"]);
-    assert_eq!(code, 2);
-    assert!(stderr.starts_with("ftp-alg: unrecognized subcommand 'frobnicate'"), "{stderr}");
-}
-
-fn assert_narrow(text: &str) {
+/// No line is too wide, and the exit codes are at the end.
+fn assert_help(text: &str) {
     let wide: Vec<&str> = text.lines().filter(|line| line.chars().count() > 80).collect();
     assert!(wide.is_empty(), "more than 80 columns:\n{}", wide.join("\n"));
-}
-
-#[test]
-fn exit_codes_are_in_every_help() {
-    for command in [&["--help"][..], &["run", "--help"], &["pinholes", "-h"]] {
-        let (_, stdout, _) = outcome(command);
-        let status = stdout.split_once("EXIT STATUS:\n").map(|(_, status)| status);
-        let lines: Vec<&str> = status.unwrap().lines().map(str::trim).collect();
-        let codes: Vec<&str> = lines.iter().map(|line| &line[..1]).collect();
-        assert_eq!(codes, ["0", "1", "2"], "{stdout}");
-    }
+    let (_, status) = text.split_once("EXIT STATUS:\n").unwrap();
+    let codes: Vec<&str> = status.lines().map(|line| &line.trim()[..1]).collect();
+    assert_eq!(codes, ["0", "1", "2"], "{text}");
 }
 
 #[test]
@@ -269,35 +233,23 @@ fn a_full_standard_output_is_an_error() {
     assert!(stderr.starts_with("ftp-alg: cannot write the output: No space left"), "{stderr}");
 }
 
+/// The command line wins over the environment.
 #[test]
 fn a_log_filter_that_means_nothing_is_wrong_usage() {
     let place = Place::new();
-    for filter in ["ftp=loud", "loud"] {
-        let output = program(&["run", "--config", &place.config("")])
-            .env("FTP_ALG_LOG", filter)
-            .output()
-            .unwrap();
-        assert_eq!(output.status.code(), Some(2));
+    for (arguments, filter, config, expected) in [
+        (&[][..], "ftp=loud", "", "ftp-alg: log level refused: FTP_ALG_LOG=ftp=loud: "),
+        (&[], "loud", "", "ftp-alg: log level refused: FTP_ALG_LOG=loud: "),
+        (&["--log-level", "debug"], "loud", "wrong", "ftp-alg.toml:1:"),
+        (&["--log-level", "loud"], "", "", "[possible values: error, warn, info, debug, trace]"),
+    ] {
+        let config = place.config(config);
+        let arguments = [&["run", "--config", &config], arguments].concat();
+        let output = program(&arguments).env("FTP_ALG_LOG", filter).output().unwrap();
         let stderr = String::from_utf8(output.stderr).unwrap();
-        assert!(
-            stderr.starts_with(&format!("ftp-alg: log level refused: FTP_ALG_LOG={filter}: ")),
-            "{stderr}"
-        );
+        assert_eq!(output.status.code(), Some(2), "{stderr}");
+        assert!(stderr.contains(expected), "{stderr}");
     }
-}
-
-#[test]
-fn the_log_level_of_the_command_line_wins_over_the_environment() {
-    let place = Place::new();
-    let run = |level: &str| {
-        let arguments = ["run", "--log-level", level, "--config", &place.config("wrong")];
-        program(&arguments).env("FTP_ALG_LOG", "loud").output().unwrap()
-    };
-    // The environment's filter, which is none, is not looked at: the configuration is.
-    let stderr = String::from_utf8(run("debug").stderr).unwrap();
-    assert!(stderr.contains("ftp-alg.toml:1:"), "{stderr}");
-    let stderr = String::from_utf8(run("loud").stderr).unwrap();
-    assert!(stderr.contains("[possible values: error, warn, info, debug, trace]"), "{stderr}");
 }
 
 #[test]
