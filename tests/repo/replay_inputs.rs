@@ -216,20 +216,39 @@ fn several_captures_are_one_conversation() {
 #[test]
 fn errors_name_the_capture_and_the_others_are_played() {
     let place = Place::new();
-    let good = place.file("good.pcap", &dialogue(&[PORT]));
-    let [garbage, empty] = ["garbage", "empty"]
-        .map(|name| place.file(name, if name == "empty" { b"" } else { b"PORT 1,2,3,4,5,6" }));
-    let absent = place.path("absent");
-    let (code, stdout, stderr) =
-        outcome(&[&garbage, &good, &absent, &empty, "--json"], Stdio::null());
-    assert_eq!(code, Some(1));
-    assert_eq!(stdout.lines().count(), 1);
-    let expected = [
-        format!("ftp-alg: {garbage}: not a pcap or pcapng capture"),
-        format!("ftp-alg: {absent}: No such file or directory (os error 2)"),
-        format!("ftp-alg: {empty}: not a pcap or pcapng capture: it is empty"),
+    let content = dialogue(&[PORT]);
+    let good = place.file("good.pcap", &content);
+    let mut other_link = content.clone();
+    other_link[23] = 147; // pcap-file writes big-endian
+    let link_type = "link type 147 is not supported; supported are Ethernet, Linux cooked (SLL, SLL2), \
+                     raw IP and loopback";
+    let wrong = [
+        (place.file("garbage", b"PORT 1,2,3,4,5,6\n"), "not a pcap or pcapng capture"),
+        (place.file("empty", b""), "not a pcap or pcapng capture: it is empty"),
+        (place.file("link", &other_link), link_type),
+        (place.path("absent"), "No such file or directory (os error 2)"),
+        (place.path(""), "Is a directory (os error 21)"),
     ];
+    let expected = wrong.each_ref().map(|(path, reason)| format!("{path}: {reason}"));
+    for ((path, _), expected) in wrong.iter().zip(&expected) {
+        assert_eq!(failure(&[path]), *expected);
+    }
+    let all: Vec<_> = wrong.iter().map(|(path, _)| &**path).chain([&*good, "--json"]).collect();
+    let (code, stdout, stderr) = outcome(&all, Stdio::null());
+    assert_eq!((code, stdout.lines().count()), (Some(1), 1));
+    let expected = expected.map(|error| format!("ftp-alg: {error}"));
     assert_eq!(stderr.lines().collect::<Vec<_>>(), expected);
+
+    let [same, nowhere] = ["same.pcap", "nowhere/out.pcap"].map(|name| place.path(name));
+    fs::hard_link(&good, &same).unwrap();
+    for (out, reason) in [
+        (&*nowhere, "No such file or directory (os error 2)"),
+        ("/dev/full", "No space left on device (os error 28)"),
+        (&*same, "it is the capture itself; use another file"),
+    ] {
+        assert_eq!(failure(&[&good, "--write", out]), format!("cannot write {out}: {reason}"));
+    }
+    assert_eq!(fs::read(&good).unwrap(), content);
 }
 
 #[test]
@@ -261,7 +280,7 @@ fn a_configuration_counts_as_in_the_daemon() {
     assert!(other.starts_with("rewrite 203.0.113.9:"), "--external comes first: {other}");
     assert_eq!(row(nat, &["--inside", "10.0.0.0/8"]).unwrap(), open);
     assert_eq!(row("control-ports = [2121]\n", &[]), None);
-    assert_eq!(row("control-ports = [2121]\n", &["--ports", "21"]).unwrap(), open);
+    assert_eq!(row("control-ports = [2121]\n", &["--ports", "2121,21"]).unwrap(), open);
 }
 
 #[test]
@@ -283,6 +302,11 @@ fn configurations_that_do_not_fit_are_wrong_usage() {
     assert_eq!(
         usage(&["x", "--inside", "10.0.0.0/8"]),
         "ftp-alg: --inside 10.0.0.0/8 has no external address; add --external ADDR\n"
+    );
+    assert_eq!(
+        usage(&["x", "--external", "::1", "--inside", "10.0.0.0/8"]),
+        "ftp-alg: address families differ: --external ::1, --inside 10.0.0.0/8; \
+         use two IPv4 or two IPv6 values\n"
     );
     let wrong = place.file("b.toml", b"[nat]\nexternal = 1\n");
     assert!(usage(&["x", "--config", &wrong]).starts_with(&format!("ftp-alg: {wrong}:2:1: ")));
