@@ -69,17 +69,6 @@ fn the_kustomization_names_what_there_is() {
 }
 
 #[test]
-fn each_test_that_the_page_names_exists() {
-    let tests = fs::read_to_string(root().join("tests/e2e/kubernetes/mod.rs")).unwrap();
-    let named = quoted(&section("What was tried"));
-    let named: Vec<_> = named.iter().filter(|name| name.matches('_').count() > 3).collect();
-    assert!(named.len() >= 7, "{named:?}");
-    for name in named {
-        assert!(tests.contains(&format!("#[test]\nfn {name}()")), "{name}");
-    }
-}
-
-#[test]
 #[ignore = "nightly: `packaging/provision nightly` installs kubernetes-validate, 144 MB"]
 fn kubernetes_validate_accepts_the_manifest_and_the_service_of_the_page() {
     let program = wheels("kubernetes-validate").join("bin/kubernetes-validate");

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, process::Command};
 
-use super::pages::{all_blocks, lines, manual_examples, pages, root, text};
+use super::pages::{lines, manual_examples, pages, root, text};
 
 fn help(command: &str) -> Option<String> {
     let output = Command::new(env!("CARGO_BIN_EXE_ftp-alg")).args(["help", command]).output();
@@ -50,14 +50,5 @@ fn the_reference_has_every_command() {
     assert!(names.len() > 9, "{names:?}");
     for name in names {
         assert!(page.contains(&format!("`ftp-alg {name}")), "{name}");
-    }
-}
-
-#[test]
-fn every_block_of_operators_pages_has_a_language() {
-    let languages =
-        "conf iptables json nft powershell python sh text toml yaml".split(' ').collect::<Vec<_>>();
-    for block in all_blocks().iter().filter(|block| block.is_for_operators()) {
-        assert!(languages.contains(&&*block.language), "{}: {:?}", block.name(), block.language);
     }
 }

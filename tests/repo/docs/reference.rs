@@ -1,6 +1,6 @@
 //! Tables of fields, states, problems, events and refusals are complete.
 
-use std::{collections::BTreeSet, fs, path::Path, process::Command};
+use std::{collections::BTreeSet, fs, process::Command};
 
 use ftp_alg::daemon::{
     catalogue,
@@ -176,16 +176,6 @@ fn the_page_of_commands_has_every_field_of_replay() {
     assert_eq!(documented.into_iter().collect::<BTreeSet<_>>(), printed);
 }
 
-/// The text of each source file below `directory`.
-fn sources(directory: &Path) -> String {
-    let files = fs::read_dir(directory).unwrap().map(|file| file.unwrap().path());
-    let texts = files.map(|file| match file.is_dir() {
-        true => sources(&file),
-        false => fs::read_to_string(&file).unwrap_or_default(),
-    });
-    texts.collect()
-}
-
 /// The text of a page between `begin`, the first one behind `section`, and `end` is this. With UPDATE it is made so.
 fn generated(page: &str, section: &str, begin: &str, end: &str, expected: &str) {
     let is = text(page);
@@ -271,24 +261,6 @@ fn the_schema_of_events_has_each_kind_and_no_other_field() {
         wrong.as_object_mut().unwrap().remove(field);
         assert!(!schema.is_valid(&wrong), "{wrong}");
     }
-}
-
-#[test]
-fn tests_of_wire_cases_exist() {
-    let tests =
-        sources(&root().join("tests")) + &sources(&root().join("crates/ftp-alg-core/tests"));
-    let page = text("docs/testing.md");
-    let section = page.split("\n## ").find(|section| section.starts_with("The wire cases"));
-    let rows: Vec<_> =
-        section.unwrap().lines().filter(|line| line.starts_with("| ")).skip(2).collect();
-    for (number, row) in rows.iter().enumerate() {
-        assert!(row.starts_with(&format!("| {} | ", number + 1)), "{row}");
-        let names = row.rsplit(" | ").next().unwrap_or_default();
-        for name in names.split('`').skip(1).step_by(2) {
-            assert!(tests.contains(&format!("fn {name}()")), "{name}");
-        }
-    }
-    assert_eq!(rows.len(), 20);
 }
 
 /// Limits that have a number of their own, whose constants are private.
