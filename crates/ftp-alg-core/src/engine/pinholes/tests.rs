@@ -84,29 +84,32 @@ fn hold_program(table: &mut PinholeTable, port: u16) -> u64 {
     table.hold_of_program(7, held).serial
 }
 
+/// In all shards: addresses of one IPv6 network share a limit, and a client may hold a quarter of a small capacity.
 #[test]
-fn addresses_of_one_ipv6_network_share_a_limit_in_all_shards() {
-    let mut shards = Shards::new(2, 60_000);
-    let address = |host: u16| format!("2001:db8:1:2:{host:x}::1");
-    for host in 1..=1024 {
-        let (shard, owner) = (usize::from(host % 2), host.into());
-        shards.open_for(shard, owner, announced(&address(host), 4000)).unwrap();
+fn open_pinholes_of_a_client_and_of_all_are_limited() {
+    let cases: [(_, _, fn(u16) -> String, _, _); 3] = [
+        (
+            60_000,
+            1024,
+            |host| format!("2001:db8:1:2:{host:x}::1"),
+            "Limit(1024)",
+            "2001:db8:1:3::1",
+        ),
+        (128, 32, |_| "192.0.2.1".to_owned(), "Limit(32)", "192.0.2.2"),
+        (8, 7, |host| format!("192.0.2.{host}"), "Full", "192.0.2.100"),
+    ];
+    for (capacity, count, client, expected, other) in cases {
+        let mut shards = Shards::new(2, capacity);
+        for number in 1..=count {
+            let (shard, owner) = (usize::from(number % 2), number.into());
+            shards.open_for(shard, owner, announced(&client(number), 4000 + number)).unwrap();
+        }
+        shards.open(other, 4000).unwrap();
+        let next = client(count + 1);
+        assert!(shards.refusal(&next, 6000).starts_with(expected), "{next}");
+        shards.close(0, 2);
+        shards.open(&next, 6000).unwrap();
     }
-    assert_eq!(shards.refusal(&address(1025), 4000), "Limit(1024)");
-    shards.open("2001:db8:1:3::1", 4000).unwrap();
-    shards.open("192.0.2.1", 4000).unwrap();
-    shards.close(0, 2);
-    shards.open(&address(1025), 4000).unwrap();
-}
-
-#[test]
-fn a_client_may_hold_a_quarter_of_a_small_capacity() {
-    let mut shards = Shards::new(1, 128);
-    for port in 4000..4032 {
-        shards.open("192.0.2.1", port).unwrap();
-    }
-    assert_eq!(shards.refusal("192.0.2.1", 5000), "Limit(32)");
-    shards.open("192.0.2.2", 4000).unwrap();
 }
 
 /// A connection on the fast path counts, with its pinhole or without.
@@ -153,17 +156,6 @@ fn pinholes_in_use_count_for_the_clients_fraction() {
     shards.open("192.0.2.1", 5000).unwrap();
     shards.open("192.0.2.1", 5001).unwrap();
     assert!(shards.refusal("192.0.2.1", 5002).contains("share"));
-}
-
-#[test]
-fn the_capacity_limits_open_pinholes() {
-    let mut shards = Shards::new(1, 8);
-    for host in 1..=8 {
-        shards.open(&format!("192.0.2.{host}"), 4000).unwrap();
-    }
-    assert!(shards.refusal("192.0.2.9", 4000).starts_with("Full"));
-    shards.first().set_capacity(9);
-    shards.open("192.0.2.9", 4000).unwrap();
 }
 
 /// Two clients behind one address that use the same port, in turn.

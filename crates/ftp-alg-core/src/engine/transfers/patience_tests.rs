@@ -87,6 +87,7 @@ fn a_long_transfer_keeps_its_bytes_while_others_pass() {
             test.observe_at(test.now, ("203.0.113.9:21", &target, flags, end, 0));
         }
     }
+    assert!(test.tracker.connections.count() <= MAX_CONNECTIONS);
     test.observe(&[(SERVER, CLIENT, "FA", 16, 1001), (CLIENT, SERVER, "FA", 1001, 17)]);
     let long = Transfer { announced, ..transfer(TransferVerb::Retr, 226) };
     assert_eq!(test.end(long).unwrap().bytes, Some(5));
