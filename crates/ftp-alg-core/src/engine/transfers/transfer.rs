@@ -35,8 +35,7 @@ pub enum TransferEnd {
 }
 
 /// How a transfer ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum TransferResult {
     /// The server reported success.
     Complete,
@@ -262,7 +261,7 @@ impl Serialize for Transfer {
             bytes: Option<u64>,
             #[serde(serialize_with = "in_seconds")]
             seconds: Duration,
-            result: TransferResult,
+            result: &'static str,
             code: Option<u16>,
             reason: Option<&'a str>,
             #[serde(skip_serializing_if = "Option::is_none")]
@@ -281,7 +280,7 @@ impl Serialize for Transfer {
             mode: self.is_active().map(|active| if active { "active" } else { "passive" }),
             bytes: *bytes,
             seconds: *duration,
-            result: *result,
+            result: result.name(),
             code: self.code(),
             reason: reason.as_deref(),
             uncertain: self.uncertain,
