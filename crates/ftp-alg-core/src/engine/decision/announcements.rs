@@ -114,6 +114,7 @@ impl Decider<'_> {
         let mut held =
             Pinhole::new(ends, line.kind, self.now + lifetime, client, InstalledIn::Program(id));
         held.opened = self.pinholes.first_opened(self.now, self.index, &ends);
+        held.examination = Some(self.now + EXAMINED_AFTER);
         held.set_granted(self.head.extra().fast_path.is_handed_over);
         self.close_replaced(&ends);
         let pinhole = self.pinholes.hold_of_program(self.index, held).clone();
@@ -182,8 +183,6 @@ impl Decider<'_> {
     ) -> Decision {
         let Pinhole { serial, ends, .. } = *opened;
         self.counters.pinholes_opened += 1;
-        // Some clients connect before they request a transfer, and some servers before they answer a `PORT`.
-        self.pinholes.examine_at(self.index, serial, self.now + EXAMINED_AFTER);
         if !line.kind.is_active() {
             self.close_answered_before(serial);
         }

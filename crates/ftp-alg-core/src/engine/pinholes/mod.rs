@@ -27,6 +27,7 @@ use ahash::{AHashSet, RandomState};
 use crate::{
     engine::{
         ClientKey, Closing, InstalledIn, Kernel, KernelError, Opening, PinholeEnds, Translation,
+        activity::EXAMINED_AFTER,
         offload::handover::PinholeId,
         pinholes::{
             closings::{Closings, Condition},
@@ -232,6 +233,8 @@ impl PinholeTable {
                         Pinhole::new(ends, kind, now + lifetime, client, InstalledIn::Rules);
                     opened.serial = serial;
                     opened.opened = self.first_opened(now, owner, &ends);
+                    // Some clients connect before their next command, some servers before they answer.
+                    opened.examination = Some(now + EXAMINED_AFTER);
                     return Ok((self.insert(owner, opened), other_session));
                 }
                 Err(KernelError::Taken) => {}
@@ -528,13 +531,6 @@ impl PinholeTable {
             }
         }
         !due.is_empty()
-    }
-
-    /// Sets when the pinhole `serial` of the session `owner` is to be reported, if no transfer uses it.
-    pub fn examine_at(&mut self, owner: u32, serial: u64, at: Instant) {
-        if let Some(pinhole) = self.all.get_mut(&(owner, serial)) {
-            pinhole.examination = Some(at);
-        }
     }
 
     /// Takes the examinations of the session `owner` that are due. Returns the ends of the last pinhole that no transfer uses.
