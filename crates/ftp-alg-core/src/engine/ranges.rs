@@ -58,7 +58,6 @@ struct Holder {
     range: OpenRange,
 }
 
-/// The ranges of all shards.
 #[derive(Default)]
 struct SharedRanges {
     /// The holders of each range, at least one, by [key](OpenRange::key).

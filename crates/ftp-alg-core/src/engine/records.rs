@@ -47,7 +47,6 @@ struct SessionRecord<'a> {
     last_seen: u64,
     pinholes: Vec<PinholeRecord>,
     fast_path: FastPathProgress,
-    /// Whether it has a range.
     has_range: bool,
     activity: Cow<'a, ClientActivity>,
     session: Cow<'a, Session>,

@@ -33,7 +33,6 @@ pub struct Standalone<K> {
     last: u32,
 }
 
-/// The host of one batch.
 struct BatchHost<'a> {
     verdicts: &'a mut Vec<Released>,
     replacements: &'a mut Vec<u8>,

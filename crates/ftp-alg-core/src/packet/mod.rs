@@ -66,7 +66,6 @@ pub struct Packet<'a> {
     header: &'a [u8; 20],
     /// Offset of the TCP header.
     tcp_offset: usize,
-    /// Offset of the payload.
     payload_offset: usize,
     /// Work that the kernel leaves to the network card; after parsing none.
     pub offload: Offload,

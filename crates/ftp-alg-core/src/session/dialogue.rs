@@ -1384,7 +1384,6 @@ impl Step {
         self.0 |= if self.may_lag() && !is_pending { Self::LAG_ENDS } else { 0 };
     }
 
-    /// Notes a 227 or 229.
     fn note_passive_reply(&mut self) {
         self.0 &= if self.has_any_of(Self::LAG_ENDS) { !(Self::LAG | Self::LAG_ENDS) } else { !0 };
     }

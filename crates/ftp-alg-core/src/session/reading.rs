@@ -79,7 +79,6 @@ pub struct DirectionReader<'a> {
     pub unacknowledged: &'a mut UnacknowledgedData,
     pub dialogue: &'a mut Dialogue,
     pub handler: &'a mut dyn DialogueHandler,
-    /// Whether `AUTH` is refused.
     pub refuses_auth: bool,
     /// Whether packets of an end arrive on an interface to which no route to that end leads.
     pub has_doubtful_interface: bool,

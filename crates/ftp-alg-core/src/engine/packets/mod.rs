@@ -25,7 +25,6 @@ use crate::{
 
 /// What to do with a packet now.
 pub(crate) enum Handling {
-    /// It has a verdict.
     Verdict(Verdict),
     /// It arrived out of order, or waits for the answer to a probe, and may wait in the reorder queue.
     Reorder,

@@ -38,7 +38,6 @@ struct Waiting {
 /// When a closing is still due.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Condition {
-    /// Always.
     Always,
     /// While its port is reserved for this serial number, and no session holds it.
     PortOf(u64),

@@ -55,7 +55,6 @@ pub struct PinholeTable {
     /// Pinholes whose transfers have ended, oldest first. Some may be closed by now.
     ended: VecDeque<Key>,
     ports: Ports,
-    /// The number of this shard.
     shard: u16,
     /// Limit of open pinholes of all shards.
     capacity: usize,

@@ -45,7 +45,6 @@ const NO_DATA_CONNECTION: u16 = 425;
 /// A pinhole of a session.
 #[derive(Clone, Debug)]
 pub struct Pinhole {
-    /// Its ends.
     pub ends: PinholeEnds,
     /// The kind of announcement that opened it.
     pub kind: AnnouncementKind,

@@ -79,7 +79,6 @@ pub(super) struct PortTable {
     displaced: AHashSet<(IpAddr, SocketAddr)>,
     /// Serial number of the last pinhole.
     pub(super) serial: u64,
-    /// Number of shards.
     shards: u16,
 }
 
@@ -90,7 +89,6 @@ impl PortTable {
         self.shards
     }
 
-    /// The next serial number.
     pub(super) fn next_serial(&mut self) -> u64 {
         self.serial += 1;
         self.serial

@@ -25,7 +25,6 @@ use crate::{
 pub struct Entry {
     /// What the engine knows of it besides its session. Decisions about its lines need only this.
     pub head: Head,
-    /// The session.
     pub session: Session,
 }
 
@@ -85,7 +84,6 @@ impl Extra {
 /// Another connection on the same endpoints, unless its SYN-ACK was spoofed.
 #[derive(Debug)]
 pub struct NewIncarnation {
-    /// Its session.
     pub session: Box<Session>,
     /// Time of its last SYN-ACK.
     pub last_syn_ack: Timestamp,
