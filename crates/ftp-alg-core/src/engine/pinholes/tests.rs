@@ -87,7 +87,8 @@ fn hold_program(table: &mut PinholeTable, port: u16) -> u64 {
 /// In all shards: addresses of one IPv6 network share a limit, and a client may hold a quarter of a small capacity.
 #[test]
 fn open_pinholes_of_a_client_and_of_all_are_limited() {
-    let cases: [(_, _, fn(u16) -> String, _, _); 3] = [
+    type ClientOf = fn(u16) -> String;
+    let cases: [(_, _, ClientOf, _, _); 3] = [
         (
             60_000,
             1024,
