@@ -11,11 +11,13 @@ use ftp_alg_core::{
 use super::*;
 use crate::daemon::snapshot::DaemonCounters;
 
+/// No journal that cannot be written.
+const UNWRITTEN: [&Path; 0] = [];
+
 /// The names of problems and of warnings.
 fn names(health: &Health, after: Duration, status: &Status) -> [Vec<String>; 2] {
-    let unwritten: [&Path; 0] = [];
     health.update_traffic(Instant::now() + after, status);
-    let Findings { problems, warnings } = health.findings(status, &unwritten);
+    let Findings { problems, warnings } = health.findings(status, &UNWRITTEN);
     [problems, warnings].map(|all| all.into_iter().map(|one| one.name).collect())
 }
 
@@ -146,8 +148,7 @@ fn what_only_one_server_has_is_a_warning_if_others_work() {
     let opened = Event { server: server(2), ..event(1, EventKind::Announcement(decided)) };
     health.note_events(now, std::slice::from_ref(&opened));
     assert_eq!(names(&health, Duration::ZERO, &status), named(&[], &["unused-pinholes"]));
-    let unwritten: [&Path; 0] = [];
-    let [warning] = &health.findings(&status, &unwritten).warnings[..] else { panic!() };
+    let [warning] = &health.findings(&status, &UNWRITTEN).warnings[..] else { panic!() };
     assert!(warning.text.contains("clients with the server 198.51.100.1 did"), "{warning:?}");
     note(&health, 1, EventKind::Elsewhere(NO_ROUTE));
     for number in 1..=3 {
@@ -203,9 +204,8 @@ fn a_problem_says_since_when_and_when_it_was_last_seen() {
     // What traffic says was last seen with the last event.
     note(&health, 1, EventKind::Elsewhere(NO_ROUTE));
     note(&health, 2, EventKind::Elsewhere(NO_ROUTE));
-    let unwritten: [&Path; 0] = [];
     health.update_traffic(Instant::now(), &Status::default());
-    let warnings = health.findings(&Status::default(), &unwritten).warnings;
+    let warnings = health.findings(&Status::default(), &UNWRITTEN).warnings;
     assert!(warnings[0].last.as_deref() >= Some(&*start));
 }
 

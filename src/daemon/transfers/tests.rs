@@ -67,8 +67,32 @@ fn event(user: Option<&str>, kind: EventKind) -> Event {
     Event { session: 17, client, server, user: user.map(Into::into), kind }
 }
 
+/// The end of a session with so many transfers.
+fn session_ended(transfers: u32, duration: Duration) -> EventKind {
+    EventKind::SessionEnded(EndedSession {
+        end: SessionEnd::Closed,
+        transfers,
+        bytes: None,
+        duration,
+    })
+}
+
+/// The bytes of the session that an event ends.
+fn bytes_of(event: &Event) -> Option<u64> {
+    match &event.kind {
+        EventKind::SessionEnded(ended) => ended.bytes,
+        other => panic!("{other:?}"),
+    }
+}
+
 fn note(reports: &Reporter, events: &[Event]) {
     reports.note(events.iter().map(|event| (SystemTime::now(), event)));
+}
+
+/// Reports what was noted, as the thread does at the end of the daemon.
+fn run_to_the_end(reports: &Reporter, publish: impl FnMut(Vec<TimedEvent>)) {
+    let (conntrack, stop) = (FakeConntrack::default(), AtomicBool::new(true));
+    reports.run(None, RangeFinder::default(), &conntrack, publish, &stop);
 }
 
 #[test]
@@ -117,13 +141,7 @@ fn a_full_inbox_loses_transfers_and_counts_them() {
     assert_eq!(reports.totals().lost, 5);
     note(&reports, &[of_client(5)]);
     assert_eq!(reports.totals().lost, 6);
-    reports.run(
-        None,
-        RangeFinder::default(),
-        &FakeConntrack::default(),
-        |_| {},
-        &AtomicBool::new(true),
-    );
+    run_to_the_end(&reports, |_| {});
     let totals = reports.totals();
     assert_eq!((totals.unknown.complete, totals.bytes_up), (MAX_INBOX as u64, 0));
 }
@@ -132,26 +150,14 @@ fn a_full_inbox_loses_transfers_and_counts_them() {
 fn reported_session(transfers: &[Transfer], counted: u32) -> (Option<u64>, String) {
     let reports = Reporter::new(true, []);
     let kinds = transfers.iter().cloned().map(Box::new).map(EventKind::Transfer);
-    let duration = Duration::from_secs(3);
-    let ended = EndedSession { end: SessionEnd::Closed, transfers: counted, bytes: None, duration };
-    let kinds = kinds.chain([EventKind::SessionEnded(ended)]);
+    let kinds = kinds.chain([session_ended(counted, Duration::from_secs(3))]);
     let events: Vec<_> = kinds.map(|kind| event(Some("bob"), kind)).collect();
     note(&reports, &events);
     let mut published = Vec::new();
-    let publish = |reports| published.extend(reports);
-    reports.run(
-        None,
-        RangeFinder::default(),
-        &FakeConntrack::default(),
-        publish,
-        &AtomicBool::new(true),
-    );
+    run_to_the_end(&reports, |reports| published.extend(reports));
     assert_eq!(published.len(), events.len());
     let (_, last) = published.pop().unwrap();
-    match &last.kind {
-        EventKind::SessionEnded(ended) => (ended.bytes, last.to_string()),
-        other => panic!("{other:?}"),
-    }
+    (bytes_of(&last), last.to_string())
 }
 
 #[test]
@@ -186,15 +192,10 @@ fn a_long_session_keeps_its_bytes_while_many_others_end() {
     for session in [17].into_iter().chain(100..=66_000) {
         reports.session_bytes().add(session, &finished(None, Some(226)).1);
     }
-    let (end, duration) = (SessionEnd::Closed, Duration::ZERO);
-    let ended = EndedSession { end, transfers: 1, bytes: None, duration };
-    note(&reports, &[event(None, EventKind::SessionEnded(ended))]);
+    note(&reports, &[event(None, session_ended(1, Duration::ZERO))]);
     let conntrack = FakeConntrack { open: [17, 66_000].into(), ..FakeConntrack::default() };
-    let published = reported_with(&reports, &conntrack);
-    let [Event { kind: EventKind::SessionEnded(ended), .. }] = &published[..] else {
-        panic!("{published:?}")
-    };
-    assert_eq!(ended.bytes, Some(5));
+    let [ended] = &reported_with(&reports, &conntrack)[..] else { panic!() };
+    assert_eq!(bytes_of(ended), Some(5));
     assert_eq!([100, 66_000].map(|session| reports.session_bytes().of(session)), [0, 5]);
 }
 
@@ -202,15 +203,10 @@ fn a_long_session_keeps_its_bytes_while_many_others_end() {
 #[test]
 fn a_session_that_is_encrypted_behind_its_login_has_no_bytes() {
     let reports = Reporter::new(true, []);
-    let (end, duration) = (SessionEnd::Closed, Duration::ZERO);
-    let ended = EndedSession { end, transfers: 0, bytes: None, duration };
-    let kinds = [EventKind::Encrypted, EventKind::SessionEnded(ended)];
+    let kinds = [EventKind::Encrypted, session_ended(0, Duration::ZERO)];
     note(&reports, &kinds.map(|kind| event(Some("bob"), kind)));
-    let published = reported_with(&reports, &FakeConntrack::default());
-    let [Event { kind: EventKind::SessionEnded(ended), .. }] = &published[..] else {
-        panic!("{published:?}")
-    };
-    assert_eq!(ended.bytes, None);
+    let [ended] = &reported_with(&reports, &FakeConntrack::default())[..] else { panic!() };
+    assert_eq!(bytes_of(ended), None);
 }
 
 #[test]
@@ -228,8 +224,6 @@ fn a_transfer_of_an_earlier_daemon_that_conntrack_forgets_is_reported() {
 
 #[test]
 fn only_reports_that_are_on_take_the_ends_of_sessions() {
-    let (end, duration) = (SessionEnd::Closed, Duration::ZERO);
-    let ended = EndedSession { end, transfers: 0, bytes: None, duration };
-    let ended = EventKind::SessionEnded(ended);
+    let ended = session_ended(0, Duration::ZERO);
     assert_eq!([true, false].map(|is_on| Reporter::new(is_on, []).reports(&ended)), [true, false]);
 }

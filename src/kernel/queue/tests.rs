@@ -154,16 +154,16 @@ fn a_run_has_one_mark() {
 }
 
 #[test]
-fn after_a_packet_without_a_number_each_verdict_is_its_own() {
-    let packets = [1, 2, 3, 4, 5, 6].map(|id| (id, if id == 3 { '-' } else { 'a' }, None));
-    let kernel = with_verdicts(&packets);
-    assert_eq!((kernel.waiting, kernel.batches), (VecDeque::from([3]), 0));
-}
-
-#[test]
-fn a_number_that_does_not_rise_ends_the_runs() {
-    let kernel = with_verdicts(&[(5, 'a', None), (6, 'a', None), (4, 'd', None), (7, 'a', None)]);
-    assert_eq!((kernel.was(4), kernel.was(6), kernel.batches), (Some('d'), Some('a'), 0));
+fn a_number_that_is_unknown_or_does_not_rise_ends_the_runs() {
+    for (numbers, verdicts, waiting) in
+        [(&[1, 2, 3, 4, 5, 6][..], "aa-aaa", &[3][..]), (&[5, 6, 4, 7], "aada", &[])]
+    {
+        let packets = numbers.iter().zip(verdicts.chars()).map(|(id, name)| (*id, name, None));
+        let kernel = with_verdicts(&packets.collect::<Vec<_>>());
+        let fates: String = numbers.iter().map(|id| kernel.was(*id).unwrap_or('-')).collect();
+        assert_eq!((&*fates, kernel.batches), (verdicts, 0));
+        assert_eq!(kernel.waiting, waiting);
+    }
 }
 
 proptest! {
