@@ -247,12 +247,9 @@ impl LineLimiter {
         client: Option<IpAddr>,
     ) -> bool {
         let [of_one, of_all] = rates(event);
-        let admitted = client.is_none_or(|client| {
-            match self.client_bucket(now, (event.name, client.into())) {
-                Some(bucket) => bucket.admits(now, of_one),
-                None => true,
-            }
-        }) && self.all.entry(event.name).or_default().admits(now, of_all);
+        let bucket = client.and_then(|one| self.client_bucket(now, (event.name, one.into())));
+        let admitted = bucket.is_none_or(|bucket| bucket.admits(now, of_one))
+            && self.all.entry(event.name).or_insert(LeakyBucket(now)).admits(now, of_all);
         if !admitted {
             self.skip(event, 1, client);
         }
@@ -271,7 +268,7 @@ impl LineLimiter {
                 return None;
             }
         }
-        Some(self.clients.entry(key).or_default())
+        Some(self.clients.entry(key).or_insert(LeakyBucket(now)))
     }
 
     fn skip(&mut self, event: &'static EventDescription, lines: u64, client: Option<IpAddr>) {
@@ -284,22 +281,22 @@ impl LineLimiter {
 }
 
 /// A leaky bucket, as the moment at which it will be empty.
-#[derive(Clone, Copy, Debug, Default)]
-struct LeakyBucket(Option<Instant>);
+#[derive(Clone, Copy, Debug)]
+struct LeakyBucket(Instant);
 
 impl LeakyBucket {
     /// Whether another line fits into the bucket.
     fn admits(&mut self, now: Instant, limit: RateLimit) -> bool {
-        let empty = self.0.filter(|at| *at > now).unwrap_or(now);
+        let empty = self.0.max(now);
         let fits = empty - now <= limit.each * (limit.burst - 1);
         if fits {
-            self.0 = Some(empty + limit.each);
+            self.0 = empty + limit.each;
         }
         fits
     }
 
     fn is_empty(&self, now: Instant) -> bool {
-        self.0.is_none_or(|at| at <= now)
+        self.0 <= now
     }
 }
 
