@@ -328,13 +328,7 @@ pub fn admitted_connections(
 pub fn consumed_pinholes(
     parameters: &RuleParameters,
 ) -> Result<HashSet<(IpAddr, SocketAddr)>, NetfilterError> {
-    let mut found = HashSet::new();
-    list(parameters, |Tuple { source, destination }, connection| {
-        if !is_over(connection) {
-            found.insert((source.ip(), destination));
-        }
-    })?;
-    Ok(found)
+    Ok(count_running(parameters)?.into_keys().collect())
 }
 
 /// What was counted of the admitted connections that are not over.
