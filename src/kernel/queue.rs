@@ -344,7 +344,6 @@ struct ReceivedPacket {
 /// Preallocated buffers for one batch.
 struct Receiver {
     bytes: Vec<u8>,
-    lengths: Vec<usize>,
     calls: Box<ReceiveCall>,
 }
 
@@ -363,12 +362,11 @@ impl Receiver {
         let bytes = vec![0; BATCH_SIZE * SLOT_SIZE];
         // SAFETY: plain data for which zero is a valid value.
         let calls = Box::new(unsafe { mem::zeroed() });
-        Self { bytes, lengths: Vec::with_capacity(BATCH_SIZE), calls }
+        Self { bytes, calls }
     }
 
-    /// Receives datagrams, at most a batch.
+    /// Receives datagrams, at most a batch. Returns their number.
     fn receive(&mut self, fd: i32, flags: libc::c_int) -> io::Result<usize> {
-        self.lengths.clear();
         let (vectors, headers) = (&mut self.calls.vectors, &mut self.calls.headers);
         for ((vector, header), slot) in
             vectors.iter_mut().zip(headers.iter_mut()).zip(self.bytes.chunks_exact_mut(SLOT_SIZE))
@@ -389,16 +387,13 @@ impl Receiver {
                 std::ptr::null_mut(),
             )
         };
-        let received = usize::try_from(received).map_err(|_| io::Error::last_os_error())?;
-        self.lengths
-            .extend(headers.iter().take(received).map(|h| (h.msg_len as usize).min(SLOT_SIZE)));
-        Ok(received)
+        usize::try_from(received).map_err(|_| io::Error::last_os_error())
     }
 
-    /// A datagram and its offset.
+    /// A datagram of the last call and its offset.
     fn datagram(&self, slot: usize) -> Option<(usize, &[u8])> {
         let start = slot.checked_mul(SLOT_SIZE)?;
-        let length = *self.lengths.get(slot)?;
+        let length = (self.calls.headers.get(slot)?.msg_len as usize).min(SLOT_SIZE);
         Some((start, self.bytes.get(start..start.checked_add(length)?)?))
     }
 
