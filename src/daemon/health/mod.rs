@@ -22,7 +22,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use ftp_alg_core::engine::{Event, EventKind, MissingConnection, RECORD_FORMAT, TransferResult};
+use ftp_alg_core::engine::{Event, EventKind, RECORD_FORMAT, TransferResult};
 use ftp_alg_firewall::{Firewall, data_path_verdicts};
 use rustix::process::{Pid, getpid};
 
@@ -174,19 +174,6 @@ pub fn name_checks(rows: &[NameRow]) -> Vec<Check> {
     checks
 }
 
-/// Why a data connection did not come about, if the event is the last one of that connection and has the reason.
-fn failed_data_connection(event: &Event) -> Option<&str> {
-    match &event.kind {
-        EventKind::Transfer(transfer) if transfer.result == TransferResult::NoDataConnection => {
-            transfer.reason.as_deref()
-        }
-        EventKind::NoDataConnection(MissingConnection { reason, encrypted: false, .. }) => {
-            Some(reason)
-        }
-        _ => None,
-    }
-}
-
 /// The daemon's health.
 #[derive(Debug, Default)]
 pub(super) struct Health {
@@ -263,15 +250,21 @@ impl Health {
 
     /// Notes reports of transfers, as far as they matter here.
     pub(super) fn note_reports<'e>(&self, now: Instant, reports: impl Iterator<Item = &'e Event>) {
+        let traffic = &mut lock(&self.state).traffic;
         for event in reports {
-            if let Some(reason) = failed_data_connection(event) {
-                lock(&self.state).traffic.note_no_data_connection(now, event, reason);
-            }
-            if let EventKind::NoDataConnection(
-                missing @ MissingConnection { encrypted: true, .. },
-            ) = &event.kind
-            {
-                lock(&self.state).traffic.note_tried(now, event, missing);
+            match &event.kind {
+                EventKind::Transfer(ended) if ended.result == TransferResult::NoDataConnection => {
+                    if let Some(reason) = &ended.reason {
+                        traffic.note_no_data_connection(now, event, reason);
+                    }
+                }
+                EventKind::NoDataConnection(missing) if missing.encrypted => {
+                    traffic.note_tried(now, event, missing);
+                }
+                EventKind::NoDataConnection(missing) => {
+                    traffic.note_no_data_connection(now, event, &missing.reason);
+                }
+                _ => {}
             }
         }
     }
