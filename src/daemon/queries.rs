@@ -94,7 +94,7 @@ impl SharedState {
             bytes_per_second: rate,
         });
         let reported = || self.transfers.session_bytes().of(session.id);
-        let reported = self.transfers.is_on().then(reported);
+        let reported = self.transfers.is_on.then(reported);
         SessionSummary {
             id: session.id,
             client: session.translation.client,
@@ -131,7 +131,7 @@ impl StatusSource for SharedState {
         self.read_fast_path();
         let now = Instant::now();
         let mut status = self.status_without_sessions(now);
-        let counts = rates::counts(&status, self.transfers.is_on());
+        let counts = rates::counts(&status, self.transfers.is_on);
         status.rates = lock(&self.history).rates(now, counts);
         self.with_each(|engine| status.sessions += engine.sessions.count_open() as u64);
         let pinholes = self.pinhole_rows();

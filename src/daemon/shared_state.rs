@@ -193,7 +193,7 @@ impl SharedState {
     /// The tick of the daemon's health: updates it and the history of the counters, and logs new and solved problems.
     pub(super) fn update_health(&self, now: Instant) {
         let (status, unwritten) = self.counters(now);
-        lock(&self.history).note(now, rates::counts(&status, self.transfers.is_on()));
+        lock(&self.history).note(now, rates::counts(&status, self.transfers.is_on));
         self.health.update_traffic(now, &status);
         self.health.report_changes(&self.findings(&status, &unwritten));
     }

@@ -47,7 +47,7 @@ pub(super) type TimedEvent = (SystemTime, Event);
 /// Events on their way to the thread that completes and reports them.
 pub(super) struct Reporter {
     /// Whether there is a thread that reports them.
-    is_on: bool,
+    pub(super) is_on: bool,
     /// When the daemon began to see data connections.
     since: Instant,
     inbox: Mutex<Inbox>,
@@ -133,11 +133,6 @@ impl Reporter {
         }
     }
 
-    /// Whether transfers are reported.
-    pub(super) fn is_on(&self) -> bool {
-        self.is_on
-    }
-
     /// How many bytes each session has transferred.
     pub(super) fn session_bytes(&self) -> MutexGuard<'_, SessionBytes> {
         lock(&self.session_bytes)
@@ -155,25 +150,24 @@ impl Reporter {
         }
     }
 
-    /// Whether an event is reported here, or completes events that are.
-    fn takes(&self, kind: &EventKind) -> bool {
-        let says_more = matches!(
-            kind,
-            EventKind::PinholeClosed(_)
-                | EventKind::PinholeExpired(_)
-                | EventKind::Encrypted
-                | EventKind::RangeOpened(_)
-        );
-        says_more || self.reports(kind)
-    }
-
-    /// Takes over the events that matter here. Called in the order of the events of a session.
+    /// Takes over the events that are reported here, and those that complete them. Called in the order of the events of
+    /// a session.
     pub(super) fn note<'e>(&self, events: impl Iterator<Item = (SystemTime, &'e Event)>) {
         if !self.is_on {
             return;
         }
+        let completes = |kind: &EventKind| {
+            matches!(
+                kind,
+                EventKind::PinholeClosed(_)
+                    | EventKind::PinholeExpired(_)
+                    | EventKind::Encrypted
+                    | EventKind::RangeOpened(_)
+            )
+        };
+        let matters = |kind: &EventKind| self.reports(kind) || completes(kind);
         let (mut inbox, mut lost, mut left_out) = (None, 0, 0);
-        for (at, event) in events.filter(|(_, event)| self.takes(&event.kind)) {
+        for (at, event) in events.filter(|(_, event)| matters(&event.kind)) {
             let inbox = inbox.get_or_insert_with(|| lock(&self.inbox));
             let of_client = inbox.of_clients.entry(event.client.ip().into()).or_default();
             *of_client += 1;
