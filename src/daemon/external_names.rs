@@ -159,18 +159,15 @@ impl ExternalNames {
 fn external_address_of(known: &NameStates, name: &ExternalName) -> ExternalAddress {
     let Some(answer) = known.get(name) else { return ExternalAddress::Unresolved };
     let other = known.get(&ExternalName { v6: !name.v6, ..name.clone() });
+    let other_is_known = other.is_some_and(|one| one.address.is_some() && !one.is_absent);
     match answer.address {
-        _ if answer.is_absent && other.is_some_and(NameState::is_present) => ExternalAddress::Auto,
+        _ if answer.is_absent && other_is_known => ExternalAddress::Auto,
         Some(address) => ExternalAddress::Fixed(address),
         None => ExternalAddress::Unresolved,
     }
 }
 
 impl NameState {
-    fn is_present(&self) -> bool {
-        self.address.is_some() && !self.is_absent
-    }
-
     fn is_resolved(&self) -> bool {
         self.error.is_none() && !self.is_absent
     }

@@ -50,7 +50,7 @@ mod workers;
 use std::{
     fs::{self, DirBuilder, File},
     io,
-    net::{SocketAddr, TcpListener},
+    net::TcpListener,
     os::{
         fd::{AsFd, OwnedFd},
         unix::{
@@ -421,7 +421,10 @@ fn confine(options: &DaemonOptions, config: &Config) -> Result<ConfinedDaemon, D
     confine::become_user(account.as_ref())?;
     let socket = ControlSocket::bind(&options.socket)?;
     claim(&state_dir, &options.state_dir)?;
-    let metrics = config.metrics.listen.map(bind_metrics);
+    let metrics = config.metrics.listen.map(|address| {
+        metrics::bind(address)
+            .map_err(|error| format!("metrics: cannot listen at {address}: {error}"))
+    });
     let log_files = LogFiles::open(&config.log);
     if pins.is_err() {
         FastPathPins::remove_leftovers(&options.state_dir, account.as_ref());
@@ -468,11 +471,6 @@ fn read_password(path: &Path) -> Result<Password, PasswordError> {
         );
     }
     Ok(password)
-}
-
-/// Binds the endpoint of `[metrics]`.
-fn bind_metrics(address: SocketAddr) -> Result<TcpListener, String> {
-    metrics::bind(address).map_err(|error| format!("metrics: cannot listen at {address}: {error}"))
 }
 
 /// Starts the endpoint of `[metrics]`, if it could be bound and its password, if it needs one, can be read. Otherwise

@@ -36,13 +36,8 @@ pub fn since_1970() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
-/// The time of day now, and the same moment on the other clock.
-pub fn time_of_day() -> (Instant, SystemTime) {
-    at_once(SystemTime::now)
-}
-
-/// What `read` returns, and the moment before it was called.
-fn at_once<T>(read: impl Fn() -> T) -> (Instant, T) {
+/// What `read` returns, for example the time of day, and the moment before it was called.
+pub fn at_once<T>(read: impl Fn() -> T) -> (Instant, T) {
     let attempt = || {
         let before = Instant::now();
         let read = read();

@@ -113,7 +113,7 @@ impl DataLog {
     /// because they did not fit into the socket's buffer.
     pub fn read(&mut self, mut each: impl FnMut(Instant, Copied)) -> Result<bool, NetfilterError> {
         let mut has_lost = false;
-        let (now, clock) = clocks::time_of_day();
+        let (now, clock) = clocks::at_once(SystemTime::now);
         let earliest = self.read_until.checked_sub(LONGEST_DELAY).unwrap_or(self.read_until);
         let passed = |stamp: Option<&[u8]>| {
             let Some(time) = stamp.and_then(time_of) else { return [earliest, Instant::now()] };

@@ -220,7 +220,7 @@ impl Serialize for StoredEvent {
             server: IpAddr,
             #[serde(skip_serializing_if = "Option::is_none")]
             user: Option<&'a str>,
-            #[serde(skip_serializing_if = "is_false")]
+            #[serde(skip_serializing_if = "std::ops::Not::not")]
             failed: bool,
             #[serde(flatten)]
             details: &'a EventKind,
@@ -247,12 +247,6 @@ impl Serialize for StoredEvent {
 
 fn as_text<S: Serializer>(text: &dyn Display, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(text)
-}
-
-/// Whether a field that is true or absent is absent.
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
-fn is_false(value: &bool) -> bool {
-    !value
 }
 
 /// The time in RFC 3339. All times have the same number of digits.

@@ -84,14 +84,8 @@ impl Family {
     /// The name in the text.
     #[cfg(test)]
     pub(super) fn name(&self) -> String {
-        let suffix = if self.type_name() == "counter" { "_total" } else { "" };
+        let suffix = if self.kind.as_str() == "counter" { "_total" } else { "" };
         format!("{}{suffix}", self.base_name)
-    }
-
-    /// The type's name in the text.
-    #[cfg(test)]
-    pub(super) fn type_name(&self) -> &str {
-        self.kind.as_str()
     }
 
     fn encode(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {

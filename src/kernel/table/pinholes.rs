@@ -360,9 +360,9 @@ impl<'a> Change<'a> {
             (sets.sources, source_key, Some(octets_of(source)), grant(source != initiator)),
             (sets.marks, key, Some(mark_data), marking),
         ];
-        let elements = elements.map(|(set, key, data, (existing, timeout))| {
-            let (removal, addition) = (usize::MAX, usize::MAX);
-            SetElement { set, key, data, existing, timeout, removal, addition }
+        let elements = elements.map(|(set, key, data, (existing, timeout))| SetElement {
+            existing,
+            ..SetElement::set(set, key, data, timeout)
         });
         Ok(Self { opening, elements, messages: 0..0 })
     }
