@@ -141,7 +141,7 @@ impl SharedState {
                 self.report(shard.write_records());
             }
         }
-        // Their ends are carried out with the next look at the restored sessions.
+        // The next look at the restored sessions carries out the ends of evicted ones.
         restored.engine.sessions.make_room_for(now, unknown.into_iter());
         self.restored_remaining.store(restored.engine.sessions.count(), Ordering::Relaxed);
     }

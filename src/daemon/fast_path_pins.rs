@@ -137,8 +137,8 @@ fn open_directory(parent: &File, path: &Path, account: Option<&Account>) -> Resu
     if has_bpf(fstatfs(&directory)) { Ok(directory) } else { Err(missing_bpf_fs(path)) }
 }
 
-/// The program, loaded or being loaded, and not in use yet. Dropping it removes the program, unless an earlier daemon left it attached:
-/// then the next daemon may take it over.
+/// The program, loaded or being loaded, and not in use yet. Dropping this removes the program. A program that an earlier
+/// daemon left attached stays, for the next daemon.
 #[derive(Debug)]
 pub(super) struct LoadedProgram {
     program: Option<FastPath>,

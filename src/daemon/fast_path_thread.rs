@@ -166,7 +166,7 @@ impl FastPathControl<'_> {
         }
         self.update_program();
         self.shared.with_each(|engine| {
-            // Read with the lock that the end takes after it has set it.
+            // [`Self::stop`] sets this before it locks the shard. If this thread does not see it, `stop` locks later.
             if !self.reader.has_stopped.load(Ordering::Acquire) {
                 engine.sessions.set_uses_fast_path(true);
             }

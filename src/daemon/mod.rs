@@ -553,8 +553,8 @@ fn start_broker(options: &DaemonOptions, config: &Config) -> io::Result<()> {
     Ok(())
 }
 
-/// Ends the daemon if the broker's keeper ends, because without a broker the daemon cannot load its table again. A restarted
-/// daemon can.
+/// Ends the daemon if the broker's keeper ends. Without a broker the daemon cannot load its table again, and a restarted
+/// daemon has a new one.
 fn watch_broker(events: Sender<DaemonEvent>) -> Result<(), DaemonError> {
     let watch = move || {
         broker::watch();

@@ -112,7 +112,7 @@ impl Looks {
         let all =
             open.filter(is_its).flat_map(|(ends, same)| same.iter().map(move |one| (ends, one)));
         let moved = all.map(|(ends, one)| {
-            // What goes the other way are handshakes.
+            // The other direction has handshakes alone.
             let is_upload = one.1.is_some_and(|[up, down]| up.bytes > down.bytes);
             self.moved_by(ends, one, is_upload, usize::from(!is_upload), None)
         });

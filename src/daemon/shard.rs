@@ -27,8 +27,8 @@ impl Shard {
     }
 }
 
-/// Locks a mutex, even if a thread panicked while it held the lock. A worker that panics ends the daemon; no other data than
-/// its engine can be left half changed.
+/// Locks a mutex, even if a thread panicked while it held the lock. Only the engine of a worker can be left half changed,
+/// and a worker that panics ends the daemon.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

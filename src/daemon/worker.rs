@@ -125,7 +125,7 @@ impl Worker {
         });
         let mut guard = lock(shared.shard_of(*index));
         let shard = &mut *guard;
-        // This writes records, and lines that are read afterwards have events before them.
+        // Before any lines are read: adoption writes records, and the events of lines must be stored before their records.
         if shared.restored_remaining.load(Ordering::Relaxed) > 0 {
             shared.adopt(shard, arrivals.clone().map(|packet| packet.bytes), now);
         }

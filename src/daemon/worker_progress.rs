@@ -53,7 +53,7 @@ impl WorkerProgress {
         }
     }
 
-    /// The last pass of the worker whose last pass is the longest ago.
+    /// The oldest of the workers' last passes.
     pub(super) fn oldest_pass(&self) -> Instant {
         let passes = self.passes.iter().map(|pass| pass.load(Ordering::Acquire));
         self.start + Duration::from_millis(passes.min().unwrap_or(0))

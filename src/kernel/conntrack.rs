@@ -70,7 +70,8 @@ pub struct CountedPackets {
     pub packets: u64,
 }
 
-/// A connection's initiator port, and what was counted in its direction and in the other, if anything is (nf_conntrack_acct).
+/// A connection's initiator port, and the packets in the initiator's direction and in the other; `None` if conntrack
+/// counts nothing (nf_conntrack_acct).
 pub type RunningCount = (u16, Option<[CountedPackets; 2]>);
 
 /// Connections by initiator and arrival: see [`count_running`].

@@ -1,6 +1,6 @@
 //! Copies of the first and the last packets of data connections: SYN-ACK, FIN, RST, and a SYN that is retransmitted, has
-//! data, or goes to this machine. The rules log them to a group of nfnetlink_log, and only their headers. No packet waits for
-//! us; what is not read in time is lost.
+//! data, or goes to this machine. The rules log their headers to a group of nfnetlink_log. No packet waits for the daemon,
+//! so copies that are not read in time are lost.
 
 use std::{
     io,

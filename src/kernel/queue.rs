@@ -120,9 +120,9 @@ impl Queue {
         Self::open_with(number, false)
     }
 
-    /// As [`Queue::open`], with packets as the kernel handles them: super-packets, without checksums. The kernel
-    /// resegments them and computes their checksums after the verdict, also of changed ones. (nfqnl_mangle() leaves their segment length, and
-    /// tcp_gso_segment() sums a packet that is not marked as partly summed.)
+    /// As [`Queue::open`], with packets as the kernel handles them: super-packets, without checksums. After the verdict
+    /// the kernel resegments them and computes their checksums, also of replaced ones: nfqnl_mangle() leaves their
+    /// segment length, and tcp_gso_segment() sums a packet that is not marked as partly summed.
     pub fn open_with_super_packets(number: u16) -> Result<Self, NetfilterError> {
         Self::open_with(number, true)
     }

@@ -498,8 +498,8 @@ impl FastPath {
         Ok(is_deleted)
     }
 
-    /// Tells the program to open pinholes until the kernel's monotonic clock shows this: as long as a daemon is expected to read
-    /// its lines.
+    /// Tells the program to open pinholes until the kernel's monotonic clock shows `deadline`. Until then a daemon is
+    /// expected to read the program's lines.
     pub fn set_heartbeat(&self, deadline: Duration) -> io::Result<()> {
         self.heartbeat.update(&[0; 4], &nanoseconds(deadline).to_ne_bytes(), ANY)
     }

@@ -181,9 +181,9 @@ pub(crate) fn detach_all(list_interfaces: ListInterfaces) -> io::Result<()> {
         .fold(Ok(()), io::Result::and)
 }
 
-/// Pins the program that an earlier daemon left attached, with its maps, if it is this build's: with the maps go open
-/// pinholes and unread lines. So it need not be loaded, which takes a tenth of a second. Detaches any other. Returns whether
-/// it pinned one.
+/// Pins the program that an earlier daemon left attached, if it is this build's, and its maps with their open pinholes and
+/// unread lines. So the program need not be loaded, which takes a tenth of a second. Detaches any other program. Returns
+/// whether it pinned one.
 pub(crate) fn adopt_attached(
     pins: &PinDirectory,
     list_interfaces: ListInterfaces,

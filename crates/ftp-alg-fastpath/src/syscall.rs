@@ -322,7 +322,8 @@ pub(crate) fn attach_tcx(program: BorrowedFd<'_>, interface: u32) -> io::Result<
     unsafe { bpf_returning_fd(BPF_LINK_CREATE, &mut attr) }
 }
 
-/// Attaches a program as [`attach_tcx`] does, but without a link: until [`detach_tcx`], also when this process has ended.
+/// Attaches a program as [`attach_tcx`] does, but without a link. It stays attached until [`detach_tcx`], also when this
+/// process has ended.
 pub(crate) fn attach_tcx_without_link(program: BorrowedFd<'_>, interface: u32) -> io::Result<()> {
     attach_or_detach(BPF_PROG_ATTACH, program, interface)
 }
@@ -457,9 +458,9 @@ impl ChildProcess {
     }
 }
 
-/// Closes the sockets and locks that a copy of the daemon has open, and unlocks `directory` for the copy. The kernel ends a
-/// killed process only when it has verified the program that the process loads. If the copy had them until then, the next
-/// daemon would find them in use.
+/// Closes the sockets and locks that a copy of the daemon has open, and unlocks `directory` for the copy. A killed copy
+/// ends only when the kernel has verified the program. If it had sockets and locks until then, the next daemon would find
+/// them in use.
 fn release_descriptors(channel: BorrowedFd<'_>, directory: BorrowedFd<'_>) -> io::Result<()> {
     let needed = [channel.as_raw_fd(), directory.as_raw_fd()];
     let open =

@@ -134,8 +134,8 @@ pub fn as_user<T: Send>(
 
 /// Confines the daemon. From now on it may read `/proc`, use files in `state_dir`, and make and remove sockets in
 /// `socket_dir`. With `pins`, the directory of the fast path's pins, it may also use BPF maps, attach the loaded
-/// program, and make and remove pins. It may make and write files in `log_dirs`. Returns the confinement that this kernel lacks, a line
-/// each.
+/// program, and make and remove pins. It may make and write files in `log_dirs`. Returns a line for each confinement that
+/// this kernel lacks.
 pub fn confine_daemon(
     state_dir: &Path,
     socket_dir: &Path,

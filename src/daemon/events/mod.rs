@@ -152,8 +152,8 @@ impl Ring {
         event
     }
 
-    /// Makes room for an event of `client`: its own oldest one goes if it has its share, otherwise that of a client with more
-    /// than its share, or the oldest of all.
+    /// Makes room for an event of `client`. Removes the oldest event of that client if it has its share. Otherwise removes
+    /// the oldest one of a client with more than its share, or if there is none, the oldest of all.
     fn make_room(&mut self, client: ClientKey) {
         self.crowding.retain(|one| self.shares.count_of(*one) > SHARE);
         let has_share = self.shares.count_of(client) >= SHARE;

@@ -187,7 +187,7 @@ pub(super) struct Health {
 struct HealthState {
     /// What the last audit found.
     audit: Findings,
-    /// Whether the firewall lets no data connection pass that is not marked by ftp-alg.
+    /// Whether the firewall drops each data connection that ftp-alg has not marked.
     drops_unmarked: bool,
     /// What other parts of the daemon found, until they find that it is solved.
     known: BTreeMap<ProblemName, Finding>,

@@ -262,8 +262,8 @@ impl Traffic {
         }
     }
 
-    /// Updates the counts of the last minutes. Returns what is wrong now. `drops_unmarked` says whether the firewall lets no data connection pass that is not marked by
-    /// ftp-alg.
+    /// Updates the counts of the last minutes. Returns what is wrong now. `drops_unmarked` says whether the firewall drops
+    /// each data connection that ftp-alg has not marked.
     pub(super) fn update(
         &mut self,
         now: Instant,

@@ -35,8 +35,8 @@ pub(in crate::daemon) fn take() -> Waiting {
     std::mem::take(&mut *lock(&WAITING))
 }
 
-/// Selects the daemon's events, once for each place that logs. The file lacks none of the events that the log leaves out, so it
-/// has no summary of these.
+/// Selects the daemon's events, once for each place that logs. Summaries of suppressed lines are not selected, because
+/// the file has those lines.
 pub(super) fn filter() -> FilterFn {
     filter_fn(|metadata| {
         let has = |name| metadata.fields().field(name).is_some();

@@ -40,8 +40,8 @@ pub(super) fn filter(
     Ok(filter)
 }
 
-/// The filter `text` without the resolver, whose lines have no limit: a peer that sends wrong answers would fill the log. Only
-/// `trace`, or a filter that names it, has them.
+/// The filter `text` without the resolver, unless `text` is `trace` or names the resolver. Its lines have no rate limit,
+/// so a peer that sends wrong answers would fill the log.
 fn without_resolver(text: &str) -> String {
     let first = if text == "trace" { "" } else { "hickory=off," };
     format!("{first}{text}")

@@ -239,7 +239,7 @@ impl Reporter {
         let mut received = Vec::new();
         loop {
             let is_last = stop.load(Ordering::Acquire);
-            // What passed until now is read before anything is decided, also if other threads run meanwhile.
+            // Everything that passed until this moment is read before anything is decided.
             let tick = Instant::now();
             let now = (!is_last).then_some(tick);
             let observe = |at, copied| match copied {
@@ -261,7 +261,7 @@ impl Reporter {
                 log_event!(DATA_LOG_ENDED, "{error}: transfers are reported without their bytes");
                 (data_log, known.tracker.sees_packets) = (None, false);
             }
-            // Events wait for a round, so that what the kernel has copied before them is read.
+            // Events wait for a round, so that all copies that the kernel made before them are read first.
             let next = std::mem::take(&mut *lock(&self.inbox)).events;
             self.handle_received(tick, std::mem::replace(&mut received, next), &mut known);
             if is_last {
@@ -319,7 +319,7 @@ impl Reporter {
         lock(&self.totals).set_unwritten(unwritten);
     }
 
-    /// Handles what has happened, in its order.
+    /// Handles the received events in their order.
     fn handle_received(&self, now: Instant, received: Vec<Received>, known: &mut ThreadState<'_>) {
         for Received { seen, at, event } in received {
             let Event { session, client, server, user, kind } = event;

@@ -55,8 +55,8 @@ pub fn read_in_background(gateway: Gateway) -> Receiver<Firewall> {
     receiver
 }
 
-/// Reads the rules. With `texts` it reads the texts of nftables rules, too, which takes longer; otherwise handles name the
-/// rules. Errors go to [`Firewall::read_errors`].
+/// Reads the rules. With `texts`, messages name nftables rules by their texts, which take longer to read; otherwise by
+/// their handles. Errors go to [`Firewall::read_errors`].
 fn read_rules(gateway: Gateway, texts: bool) -> Firewall {
     let json = list_tables(&["--json", "--file", "-"], |family, name| {
         let table = json!({"family": family, "name": name});

@@ -154,8 +154,8 @@ impl Table {
     }
 }
 
-/// Checks that the helper in `table`, if any, covers IPv4 and IPv6. nf_tables finds existing ones, and another daemon may
-/// have removed one of them (`nft_ct_helper_obj_init`).
+/// Checks that the helper in `table`, if any, covers IPv4 and IPv6. nf_tables takes the families that are registered
+/// (`nft_ct_helper_obj_init`), and another daemon may have removed one.
 fn check_helper(socket: &mut Socket, table: &CStr) -> Result<(), NetfilterError> {
     let mut is_whole = true;
     let dumped = nft::dump_objects(socket, libc::NFT_MSG_GETOBJ, table, None, |object| {
