@@ -53,18 +53,23 @@ fn dropped_by_filter(rules: &str) -> Vec<DataMode> {
 }
 
 #[test]
-fn new_connections_dropped_from_outside_stop_active_mode() {
+fn rules_in_front_of_the_accept_rule_stop_the_mode_whose_connections_they_drop() {
     let accepting = format!(":FORWARD DROP\n{RELATED}{MARK}{CONTROL}");
     let new = "-A FORWARD -i wan -m conntrack --ctstate NEW -j DROP\n";
     let high = "-A FORWARD -i wan -p tcp -m tcp --dport 1024:65535 -j DROP\n";
     let filter = |policy, rules: [&str; 4]| {
         ("raw", String::new(), format!(":FORWARD {policy}\n{ESTABLISHED}{}", rules.concat()))
     };
-    let raw = |options| {
-        let rules = format!(":PREROUTING ACCEPT\n-A PREROUTING -i wan {options} -j DROP");
-        ("raw", rules, accepting.clone())
+    let raw =
+        |rule| ("raw", format!(":PREROUTING ACCEPT\n-A PREROUTING {rule}"), accepting.clone());
+    // A chain for TCP that drops what does not return.
+    let returns = |table, rule| {
+        let early =
+            format!(":PREROUTING ACCEPT\n:C - [0:0]\n-A PREROUTING -p tcp -j C\n-A C {rule}");
+        (table, early, accepting.clone())
     };
-    let (none, active) = (vec![], vec![DataMode::Active]);
+    let (none, active, passive) = (vec![], vec![DataMode::Active], vec![DataMode::Passive]);
+    let both = vec![DataMode::Passive, DataMode::Active];
     for ((table, early, filter), expected) in [
         (("raw", String::new(), accepting.clone()), [&none, &none]),
         (("mangle", format!(":FORWARD ACCEPT\n{new}"), accepting.clone()), [&active, &none]),
@@ -74,10 +79,34 @@ fn new_connections_dropped_from_outside_stop_active_mode() {
         (filter("DROP", [MARK, new, CONTROL, ""]), [&none, &none]),
         // Both back ends.
         (filter("DROP", [high, RELATED, MARK, CONTROL]), [&active, &active]),
-        (raw("-p tcp -m tcp --tcp-flags SYN,ACK SYN"), [&active, &active]),
+        (raw("-i wan -p tcp -m tcp --tcp-flags SYN,ACK SYN -j DROP"), [&active, &active]),
         // By address or port only some.
-        (raw("-s 10.0.0.0/8"), [&none, &none]),
-        (raw("-p tcp -m tcp --dport 6000:6063"), [&none, &none]),
+        (raw("-i wan -s 10.0.0.0/8 -j DROP"), [&none, &none]),
+        (raw("-i wan -p tcp -m tcp --dport 6000:6063 -j DROP"), [&none, &none]),
+        // Without connection tracking no rule recognises them.
+        (
+            raw("-p tcp -m tcp --sport 1024:65535 --dport 1024:65535 -j CT --notrack"),
+            [&passive, &passive],
+        ),
+        // Most packets pass a reverse path filter or a limit.
+        (returns("mangle", "-m rpfilter --validmark -j RETURN\n-A C -j DROP"), [&none, &none]),
+        (returns("raw", "-m limit --limit 100/s -j RETURN\n-A C -j DROP"), [&none, &none]),
+        (
+            (
+                "mangle",
+                ":FORWARD ACCEPT\n-A FORWARD -m limit --limit 9/s -j RETURN\n-A FORWARD -j DROP"
+                    .to_owned(),
+                ":FORWARD ACCEPT".to_owned(),
+            ),
+            [&none, &none],
+        ),
+        (
+            returns(
+                "mangle",
+                "-p tcp -m tcp --dport 21 -j RETURN\n-A C -p tcp -m tcp --syn -j DROP",
+            ),
+            [&both, &both],
+        ),
     ] {
         let tables = [(table, &*early), ("filter", &*filter)];
         assert_eq!(dropped(&tables).each_ref(), expected, "{tables:?}");
@@ -161,35 +190,6 @@ fn accept_rules_for_some_interfaces_are_a_problem_if_no_pair_has_both_modes() {
 }
 
 #[test]
-fn a_reverse_path_filter_and_a_limit_at_prerouting_stop_no_mode() {
-    let filter = format!(":FORWARD DROP\n{RELATED}{MARK}{CONTROL}");
-    let early = ":PREROUTING ACCEPT\n:C - [0:0]\n-A PREROUTING -p tcp -j C\n";
-    for (table, rules) in [
-        ("mangle", "-A C -m rpfilter --validmark -j RETURN\n-A C -j DROP"),
-        ("raw", "-A C -m limit --limit 100/s -j RETURN\n-A C -j DROP"),
-    ] {
-        let tables = [(table, &*format!("{early}{rules}")), ("filter", &filter)];
-        assert_eq!(dropped(&tables), [vec![], vec![]], "{rules}");
-    }
-    let open = ":FORWARD ACCEPT\n";
-    let limited = format!("{open}-A FORWARD -m limit --limit 9/s -j RETURN\n-A FORWARD -j DROP");
-    assert_eq!(dropped(&[("mangle", &limited), ("filter", open)]), [vec![], vec![]]);
-    let both = vec![DataMode::Passive, DataMode::Active];
-    let certain =
-        format!("{early}-A C -p tcp -m tcp --dport 21 -j RETURN\n-A C -p tcp -m tcp --syn -j DROP");
-    assert_eq!(dropped(&[("mangle", &certain), ("filter", &filter)]), [both.clone(), both]);
-}
-
-#[test]
-fn high_ports_without_connection_tracking_stop_passive_mode() {
-    let raw = ":PREROUTING ACCEPT\n\
-               -A PREROUTING -p tcp -m tcp --sport 1024:65535 --dport 1024:65535 -j CT --notrack";
-    let filter = format!(":FORWARD DROP\n{RELATED}{MARK}{CONTROL}");
-    let [marked, related] = dropped(&[("raw", raw), ("filter", &filter)]);
-    assert_eq!((marked, related), (vec![DataMode::Passive], vec![DataMode::Passive]));
-}
-
-#[test]
 fn a_host_is_the_end_of_its_data_connections() {
     let rules = ":INPUT DROP\n-A INPUT -m conntrack --ctstate ESTABLISHED -j ACCEPT\n\
                  -A INPUT -p tcp -m tcp --dport 21 -j ACCEPT\n:OUTPUT ACCEPT\n";
@@ -205,33 +205,31 @@ fn a_host_is_the_end_of_its_data_connections() {
 }
 
 #[test]
-fn egress_chains_count_for_their_interface() {
-    let high_port = is("==", PORT, r#"{"range": [1024, 65535]}"#);
-    let rule = format!("{}, {high_port}, {DROP}", is("==", FLAGS, r#""syn""#));
-    let firewall = Firewall::from_nft_chain("netdev filter egress 0 accept wan", &[&rule]);
-    let dropped = |names: &[&str]| dropped_modes(&firewall, names, Hook::Forward);
-    assert_eq!(dropped(&["lan", "wan"]), [DataMode::Passive, DataMode::Active]);
-    assert_eq!(dropped(&["lan", "dmz"]), []);
-    let verdicts = firewall.verdict(Hook::Postrouting, IpVersion::V4, PacketClass::MarkedData);
-    // Rules of the family netdev see no ct mark.
-    let (class, gateway) = (PacketClass::MarkedData, &firewall.gateway);
-    assert!(verdicts.chains[0].accept_command(class, gateway).is_err());
-}
-
-#[test]
 fn tables_of_bridges_are_unread() {
     let firewall = Firewall::from_nft_chain("bridge filter input 0 drop", &[ACCEPT]);
     assert_eq!(firewall.unread_tables().collect::<Vec<_>>(), ["bridge t"]);
 }
 
 #[test]
-fn ingress_chains_count_for_their_interface() {
-    let rule = format!("{}, {DROP}", is("==", FLAGS, r#""syn""#));
-    let json = nft_json("netdev filter ingress 0 accept wan", "", "c", &[&rule]);
-    let firewall = Firewall::from_nft(&json, "").unwrap();
-    let dropped = |names: &[&str]| dropped_modes(&firewall, names, Hook::Forward);
-    assert_eq!(dropped(&["lan", "wan"]), [DataMode::Active]);
-    assert_eq!(dropped(&["lan", "dmz"]), []);
+fn ingress_and_egress_chains_count_for_their_interface() {
+    let syn = format!("{}, {DROP}", is("==", FLAGS, r#""syn""#));
+    let high_port = format!("{}, {syn}", is("==", PORT, r#"{"range": [1024, 65535]}"#));
+    for (hook, rule, expected) in [
+        ("egress", &high_port, &[DataMode::Passive, DataMode::Active][..]),
+        ("ingress", &syn, &[DataMode::Active]),
+    ] {
+        let chain = format!("netdev filter {hook} 0 accept wan");
+        let firewall = Firewall::from_nft_chain(&chain, &[rule]);
+        let dropped = |names: &[&str]| dropped_modes(&firewall, names, Hook::Forward);
+        assert_eq!(dropped(&["lan", "wan"]), expected, "{hook}");
+        assert_eq!(dropped(&["lan", "dmz"]), [], "{hook}");
+    }
+    let firewall = Firewall::from_nft_chain("netdev filter egress 0 accept wan", &[&high_port]);
+    let verdicts = firewall.verdict(Hook::Postrouting, IpVersion::V4, PacketClass::MarkedData);
+    // Rules of the family netdev see no ct mark.
+    let (class, gateway) = (PacketClass::MarkedData, &firewall.gateway);
+    assert!(verdicts.chains[0].accept_command(class, gateway).is_err());
+    let json = nft_json("netdev filter ingress 0 accept wan", "", "c", &[&syn]);
     // nft 1.0.6 names the device only in its listing.
     let without = json.replace(r#", "dev": "wan""#, "");
     for (device, expected) in

@@ -123,28 +123,6 @@ fn manually_loaded_queueing_is_a_conflict_with_delete_commands() {
 }
 
 #[test]
-fn iptables_save_output_replaces_tables_listed_by_nft() {
-    let json = r#"{"nftables": [{"table": {"family": "ip", "name": "filter", "handle": 1}},
-        {"chain": {"family": "ip", "table": "filter", "name": "FORWARD", "handle": 1,
-        "type": "filter", "hook": "forward", "prio": 0, "policy": "drop"}},
-        {"rule": {"family": "ip", "table": "filter", "chain": "FORWARD", "handle": 2, "expr":
-        [{"xt": {"type": "match", "name": "connmark"}}, {"counter": null}, {"accept": null}]}}]}"#;
-    let mut firewall = Firewall::from_nft(json, "").unwrap();
-    assert!(
-        firewall.has_iptables_tables(IpVersion::V4) && !firewall.has_iptables_tables(IpVersion::V6)
-    );
-    let unknown = firewall.forward(MarkedData);
-    assert!(!unknown.passes() && exceptions(&unknown).len() == 1);
-    let text = "*filter\n:FORWARD DROP [0:0]\n\
-        -A FORWARD -m connmark --mark 0x40000000/0x40000000 -j ACCEPT\nCOMMIT\n";
-    firewall.add_iptables_save(Origin::IptablesNft, IpVersion::V4, text);
-    let known = firewall;
-    let forward = known.forward(MarkedData);
-    assert!(forward.passes() && forward.chains.len() == 1);
-    assert!(known.verdict(Hook::Forward, IpVersion::V6, MarkedData).chains.is_empty());
-}
-
-#[test]
 fn all_ways_to_accept_our_mark_in_nftables_are_understood() {
     let mark = r#"{"&": [{"ct": {"key": "mark"}}, 1073741824]}"#;
     let (whole, state, port) = (CT_MARK, STATE, PORT);
