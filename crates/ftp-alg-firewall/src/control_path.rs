@@ -224,31 +224,26 @@ impl Firewall {
         missing.filter(is_accepted).collect()
     }
 
-    /// The verdict on a connection of this machine that `ftp-alg` does not inspect, and the chain that decides.
-    ///
-    /// At input `interface` is the input interface, at output the output interface.
-    pub fn local_connection_verdict(
+    /// The verdict on a connection to `port` that `ftp-alg` does not inspect, and the chain that decides. The name of an
+    /// interface is empty if this machine is the end there.
+    pub fn uninspected_verdict(
         &self,
-        hook: Hook,
         ip: IpVersion,
+        ends: (&str, &str),
         port: u16,
-        interface: Option<&str>,
     ) -> (Acceptance, Option<ChainVerdict>) {
-        let (from, to) = match hook {
-            Hook::Output => (Some(""), interface),
-            _ => (interface, Some("")),
-        };
-        self.connection_verdict(&Connection { from, to, ..Connection::control(hook, ip, port) })
-    }
-
-    /// Whether the rules certainly drop a connection to `port` that nothing of ours admits. The name of an interface is
-    /// empty if this machine is the end there.
-    pub fn drops_unadmitted(&self, ip: IpVersion, ends: (&str, &str), port: u16) -> bool {
         let kind = ConnectionKind::Control { port, real_port: port };
         let links = Links::default();
-        // Whose networks are where is not known, so rules by address decide nothing.
-        let connection = Connection { links: None, ..Connection::between(ends, &links, kind, ip) };
-        let (acceptance, _) = self.connection_verdict(&connection);
+        // Rules by address decide nothing, because nothing says which networks are at which interface.
+        self.connection_verdict(&Connection {
+            links: None,
+            ..Connection::between(ends, &links, kind, ip)
+        })
+    }
+
+    /// Whether the rules certainly drop such a connection.
+    pub fn drops_unadmitted(&self, ip: IpVersion, ends: (&str, &str), port: u16) -> bool {
+        let (acceptance, _) = self.uninspected_verdict(ip, ends, port);
         acceptance == Acceptance::Dropped && self.read_errors.is_empty()
     }
 
@@ -469,15 +464,15 @@ mod tests {
 
     #[test]
     fn a_hub_forwards_to_the_interface_of_arrival() {
-        let names = ["lan0", "wan0"];
-        let hub = iptables("-A FORWARD -i lan0 -o lan0 -j ACCEPT\n");
-        assert_eq!(
-            summary(&hub, Hook::Forward, &names),
-            "accepted lan0 -> lan0; all others: dropped"
-        );
-        assert_eq!(summary(&hub, Hook::Forward, &["lan0"]), "accepted between all interfaces");
-        let open = iptables("-A FORWARD -i lan0 -j ACCEPT\n-A FORWARD -o lan0 -j ACCEPT\n");
-        assert_eq!(summary(&open, Hook::Forward, &names), "accepted between all interfaces");
+        let hub = "-A FORWARD -i lan0 -o lan0 -j ACCEPT\n";
+        let open = "-A FORWARD -i lan0 -j ACCEPT\n-A FORWARD -o lan0 -j ACCEPT\n";
+        for (rules, interfaces, expected) in [
+            (hub, &["lan0", "wan0"][..], "accepted lan0 -> lan0; all others: dropped"),
+            (hub, &["lan0"], "accepted between all interfaces"),
+            (open, &["lan0", "wan0"], "accepted between all interfaces"),
+        ] {
+            assert_eq!(summary(&iptables(rules), Hook::Forward, interfaces), expected);
+        }
     }
 
     #[test]

@@ -153,8 +153,8 @@ impl<'a> LocalMachine<'a> {
             None => {
                 // Without a route the connection fails before any rule.
                 let interface = outgoing_interface(peer)?;
-                let (acceptance, chain) =
-                    firewall.local_connection_verdict(hook, ip, port, Some(&interface));
+                let ends = if hook == Hook::Output { ("", &*interface) } else { (&*interface, "") };
+                let (acceptance, chain) = firewall.uninspected_verdict(ip, ends, port);
                 let event = match acceptance {
                     Acceptance::Dropped => "dropped on this machine by",
                     Acceptance::Partly => "may be dropped on this machine by",
