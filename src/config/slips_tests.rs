@@ -2,13 +2,13 @@
 
 use std::{fs, io::Write, os::unix::fs::PermissionsExt, path::Path};
 
-use super::{tests::rows, *};
+use super::{
+    tests::{refusal, rows},
+    *,
+};
 
-fn refusal(text: &str) -> String {
-    Config::parse(text, Path::new("f")).expect_err(text).to_string()
-}
-
-fn assert_refusals(table: &str) {
+/// Each configuration of a row is refused by these words.
+fn assert_refused_by(table: &str) {
     for (text, expected) in rows(table) {
         assert_eq!(refusal(&text), expected, "{text}");
     }
@@ -16,7 +16,7 @@ fn assert_refusals(table: &str) {
 
 #[test]
 fn unquoted_text_is_suggested_with_quotes() {
-    assert_refusals(
+    assert_refused_by(
         r#"
         nat.external-address = 10.0.0.5 / nat.port-range = "2000-3000" => f:1:24: nat.external-address: 10.0.0.5 is text without quotes: write "10.0.0.5"
         nat.external-address = 2001:db8::1 => f:1:24: nat.external-address: 2001:db8::1 is text without quotes: write "2001:db8::1"
@@ -40,10 +40,16 @@ fn each_unquoted_value_gets_a_line() {
 }
 
 #[test]
-fn a_key_in_the_wrong_table_gets_the_right_one() {
-    assert_refusals(
+fn an_unknown_key_gets_the_nearest_known_one_or_its_table() {
+    assert_refused_by(
         r#"
+        [queue] / worker = 2 => f:2:1: queue.worker: unknown key; did you mean `workers`?
+        control_ports = [21] => f:1:1: control_ports: unknown key; did you mean `control-ports`?
+        [polcy] / auth-tls = "pass" => f:1:2: polcy: unknown key; did you mean `policy`?
+        [[server]] / address = "10.0.0.5" / [[server]] / address = "10.0.0.6" / adress = 1 => f:5:1: server.adress: unknown key; did you mean `address`?
+        [pinhole] / frobnicate = 2 => f:2:1: pinhole.frobnicate: unknown key; allowed: backend, timeout, mark, mark-mask
         workers = 2 => f:1:1: workers: unknown key; it belongs in [queue]
+        [[network]] / clients = "::/0" / max-sessions = 5 => f:3:1: network.max-sessions: unknown key; it belongs in [policy]
         [policy] / timeout = "5s" => f:2:1: policy.timeout: unknown key; it belongs in [pinhole]
         [queue] / control-ports = [21] => f:2:1: queue.control-ports: unknown key; it belongs at the top of the file, before the first [table]
         [policy] / external_address = "auto" => f:2:1: policy.external_address: unknown key; it belongs in [nat] or [[server]]
@@ -72,7 +78,7 @@ fn unknown_keys_and_invalid_values_are_reported_together() {
 
 #[test]
 fn wrong_brackets_are_reported() {
-    assert_refusals(
+    assert_refused_by(
         r#"
         [server] / address = "10.0.0.5" => f:1:2: server: this table may occur several times: write [[server]], with two brackets
         [network] / clients = "10.0.0.5" => f:1:2: network: this table may occur several times: write [[network]], with two brackets
