@@ -289,11 +289,15 @@ pub(super) mod tests {
         }
     }
 
-    /// Whether a connection with these settings resumes a session.
-    fn resumes(settings: &TlsSettings, server: &Arc<ServerConfig>, is_polite: bool) -> bool {
+    /// The version of TLS of a connection with these settings, and whether it resumes a session.
+    fn greeted(
+        settings: &TlsSettings,
+        server: &Arc<ServerConfig>,
+        is_polite: bool,
+    ) -> (String, bool) {
         let server = Arc::clone(server);
         let mut connection = connected(move |stream| greet(stream, server, is_polite));
-        connection.start_tls(settings, LIMIT).unwrap();
+        let version = connection.start_tls(settings, LIMIT).unwrap();
         let (mut text, mut chunk) = (Vec::new(), [0; 3]);
         loop {
             let count = connection.read_before(&mut chunk, Instant::now() + LIMIT).unwrap();
@@ -303,32 +307,29 @@ pub(super) mod tests {
             }
         }
         assert_eq!(text, b"hello");
-        connection.is_resumed()
+        (version, connection.is_resumed())
     }
 
     #[test]
     fn later_connections_resume_the_session_of_their_settings() {
-        for (version, is_polite) in
-            [(&TLS12, true), (&TLS12, false), (&TLS13, true), (&TLS13, false)]
-        {
+        for (version, said, is_polite) in [
+            (&TLS12, "TLS 1.2", true),
+            (&TLS12, "TLS 1.2", false),
+            (&TLS13, "TLS 1.3", true),
+            (&TLS13, "TLS 1.3", false),
+        ] {
             let server = server(version);
             let settings = || TlsSettings::new("ftp.test", true).unwrap();
             let (first, other) = (settings(), settings());
-            assert!(!resumes(&first, &server, is_polite));
+            let is_resumed = |settings, expected| {
+                let found = greeted(settings, &server, is_polite);
+                assert_eq!(found, (said.to_owned(), expected), "{is_polite}");
+            };
+            is_resumed(&first, false);
             for _ in 0..4 {
-                assert!(resumes(&first, &server, is_polite), "{version:?} {is_polite}");
+                is_resumed(&first, true);
             }
-            assert!(!resumes(&other, &server, is_polite));
-        }
-    }
-
-    #[test]
-    fn the_version_is_said() {
-        for (version, said) in [(&TLS12, "TLS 1.2"), (&TLS13, "TLS 1.3")] {
-            let server = server(version);
-            let mut connection = connected(move |stream| greet(stream, server, true));
-            let settings = TlsSettings::new("127.0.0.1", true).unwrap();
-            assert_eq!(connection.start_tls(&settings, LIMIT).unwrap(), said);
+            is_resumed(&other, false);
         }
     }
 

@@ -533,6 +533,16 @@ mod tests {
         FtpClient::connect(server).unwrap()
     }
 
+    /// A client of a server that answers each line by `reply`.
+    fn answered(reply: &str) -> FtpClient {
+        let reply = format!("{reply}\r\n");
+        session(move |mut stream, received| {
+            for _ in received.map_while(Result::ok) {
+                stream.write_all(reply.as_bytes()).unwrap();
+            }
+        })
+    }
+
     /// Sends `text` until the client closes the connection.
     fn forever(mut stream: impl io::Write, text: &str) {
         let text = text.repeat(1000);
@@ -583,7 +593,8 @@ mod tests {
         client.transfer_listing(AnnouncementKind::Epsv)
     }
 
-    /// That of a server that sends `body`, repeatedly unless it is `short`, and the reply `last`.
+    /// The result of a passive listing from a server that sends `body` and the reply `last`. It sends a `body` that is not
+    /// `short` again and again.
     fn listing(body: &'static str, last: &'static str) -> Result<String, FtpClientError> {
         passive(false, move |mut data, stream| {
             match body {
@@ -655,11 +666,7 @@ mod tests {
     #[test]
     fn a_mode_that_the_server_does_not_know_is_unsupported() {
         for (code, is_unknown) in [(500, true), (502, true), (522, true), (530, false)] {
-            let mut client = session(move |mut stream, mut received| {
-                received.next().unwrap().unwrap();
-                write!(stream, "{code} no\r\n").unwrap();
-                received.for_each(drop);
-            });
+            let mut client = answered(&format!("{code} no"));
             let error = client.transfer_listing(AnnouncementKind::Epsv).unwrap_err();
             assert_eq!(error.is_unsupported, is_unknown, "{error}");
         }
@@ -685,18 +692,10 @@ mod tests {
         assert!(matches!(error.kind, NoDataConnection(_)), "{error}");
     }
 
-    /// The description of a login step that the server answers by `code`.
-    fn login_step(
-        step: fn(&mut FtpClient, &TryTarget) -> Result<String, FtpClientError>,
-        reply: &'static str,
-    ) -> FtpClientError {
+    /// The error of a login step that the server answers by `reply`.
+    fn login_step(step: LoginStep, reply: &str) -> FtpClientError {
         let target = TryTarget::new("ftpes://h", None, false).unwrap();
-        let mut client = session(move |mut stream, mut received| {
-            while received.next().is_some_and(|line| line.is_ok()) {
-                write!(stream, "{reply}\r\n").unwrap();
-            }
-        });
-        step(&mut client, &target).unwrap_err()
+        step(&mut answered(reply), &target).unwrap_err()
     }
 
     #[test]
@@ -751,12 +750,8 @@ mod tests {
     fn a_passive_failure_inside_tls_has_its_own_remedy() {
         let closed = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
         for (address, is_foreign) in [("127,0,0,1", false), ("10,0,0,5", true)] {
-            let mut client = session(move |mut stream, mut received| {
-                received.next().unwrap().unwrap();
-                let [high, low] = closed.port().to_be_bytes();
-                write!(stream, "227 here ({address},{high},{low})\r\n").unwrap();
-                received.for_each(drop);
-            });
+            let [high, low] = closed.port().to_be_bytes();
+            let mut client = answered(&format!("227 here ({address},{high},{low})"));
             client.tls = Some(TlsSettings::new("ftp.test", true).unwrap());
             let error = client.transfer_listing(AnnouncementKind::Pasv).unwrap_err();
             assert_eq!(error.kind, PassiveInTls { to: closed, is_foreign, is_closed: true });
