@@ -1,7 +1,7 @@
 //! Tables whose columns are described once, for lists and for `top`: title, width, and the cell of a row.
 //!
 //! A terminal with more width has more columns; with less, the widest cells are shortened. A list without a terminal has
-//! always the same columns, and nothing is shortened, because scripts read it. The column of `--sort` is always there.
+//! always the same columns, and nothing is shortened, because scripts read it. The column of `--sort` is never left out.
 
 use std::{
     cmp::Ordering,
@@ -16,7 +16,7 @@ use super::{
 };
 use crate::config::escaped;
 
-/// Columns between two cells of a list.
+/// The blanks between two cells of a list.
 const GAP: usize = 2;
 
 /// A column of rows of one type.

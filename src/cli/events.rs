@@ -47,8 +47,8 @@ fn kinds() -> impl Iterator<Item = PossibleValue> {
 
 /// How often `--follow` asks for more.
 const INTERVAL: Duration = Duration::from_millis(200);
-/// How many events are put into the order of their times. A transfer is stored when all is known of it, so behind later
-/// events.
+/// How many events are put into the order of their times. The daemon stores a transfer when all of it is known, so later
+/// events may come before it.
 const WINDOW: usize = 4096;
 /// How long the command waits for the next line of a pipe before it prints what was read.
 const PIPE_PATIENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
@@ -376,7 +376,7 @@ fn take_file(path: &Path, printer: &mut Printer<'_>) -> Result<(), Failure> {
             None => unread += u64::from(!line.trim_ascii().is_empty()),
         }
         line.clear();
-        // As of `tail -f`.
+        // Such as the pipe of `tail -f`.
         if reader.buffer().is_empty() && waits(reader.get_ref()) {
             printer.print_down_to(0)?;
         }

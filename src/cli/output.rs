@@ -21,7 +21,6 @@ pub(super) struct Style {
 }
 
 /// The style of a file or pipe.
-#[cfg(test)]
 pub(super) const PLAIN: Style = Style { width: None, has_colours: false };
 
 impl Style {

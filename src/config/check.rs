@@ -298,7 +298,7 @@ fn queue(file: Section<'_>, default: QueueSettings) -> QueueSettings {
             "leaves fewer than {count} queue numbers up to 65535: choose a lower number or fewer workers"
         ));
     }
-    // Of earlier versions.
+    // Earlier versions had this key. It has no effect any more.
     file.entry("fanout").choice((), &[("connection", ()), ("cpu", ())]);
     let fast_paths = [("auto", FastPathMode::Auto), ("off", FastPathMode::Off)];
     let fast_path = file.entry("fast-path").choice(default.fast_path, &fast_paths);
@@ -525,7 +525,7 @@ fn numbered_items<'a>(entry: &Entry<'a>) -> impl Iterator<Item = (usize, &'a Val
     (1..).zip(items.into_iter().flatten())
 }
 
-/// The end of a message about a list: its first items that are not valid.
+/// The end of a message about a list, which names the first invalid items.
 fn wrong_entries(entry: &Entry<'_>, is_valid: impl Fn(&Value) -> bool) -> String {
     let wrong = numbered_items(entry).filter(|(_, item)| !is_valid(item)).take(MAX_NAMED);
     let named = wrong.map(|(number, item)| {

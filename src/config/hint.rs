@@ -5,7 +5,8 @@ use toml::Value;
 
 use super::text::number_and_unit;
 
-/// Undoes one slip. Returns the corrected text, or `None` if the slip was not made.
+/// Undoes one slip: the doc comment of each says what was written, and for what. Returns the corrected text, or `None` if
+/// the slip was not made.
 type SlipFix = fn(&Value) -> Option<String>;
 
 const SLIPS: [SlipFix; 9] = [

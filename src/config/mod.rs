@@ -3,9 +3,11 @@
 //! A [`Config`] holds only checked values that other modules may use without checks. This module knows nothing of who
 //! runs it or of the kernel. It does not check whether an external name resolves or a queue is free.
 //!
-//! `file` describes the structure and refuses anything else, `check` builds a [`Config`], `text` parses
-//! values that TOML has no type for, `changes` compares two texts, `shadowed` finds tables without effect, `warnings` what an operator may not expect,
-//! `hint` makes suggestions, `error` adds positions.
+//! - `file` has the tables and keys, and refuses all others.
+//! - `check` builds a [`Config`]; `text` parses the values that TOML has no type for.
+//! - `shadowed` finds tables without effect, and `warnings` finds what an operator may not expect.
+//! - `error` adds positions to problems, and `hint` adds suggestions.
+//! - `changes` compares two texts of the file.
 
 mod changes;
 mod check;
@@ -79,7 +81,7 @@ pub struct QueueSettings {
     pub fast_path: FastPathMode,
 }
 
-/// Whether lines of control connections are inspected in the kernel (docs/fastpath.md).
+/// Whether the kernel inspects lines of control connections (docs/fastpath.md).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Display)]
 #[strum(serialize_all = "lowercase")]
 pub enum FastPathMode {
@@ -272,7 +274,7 @@ impl Config {
         }
     }
 
-    /// Checks `text`, which errors call `path`.
+    /// Checks `text`. Errors name the file `path`.
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         check::check(text).map_err(|problems| {
             let lines: Vec<_> = problems.iter().map(|one| one.line(path, text)).collect();

@@ -16,11 +16,11 @@ use ipnetwork::IpNetwork;
 
 /// The first address of each family.
 const FIRST: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
-/// Limit of the connections that are looked at. A table with more counts as one that applies.
+/// Limit of the connections that are compared. A table with more of them is not refused.
 const MAX_CONNECTIONS: usize = 5000;
 
-/// The indices of each such table and of the first earlier one that has all of its connections, if one alone has:
-/// `(earlier, later)`.
+/// The indices `(earlier, later)` of each table that never applies. `earlier` is the first table that has all of its
+/// connections; `None` if only several together have them.
 pub(super) fn shadowed(networks: &[NetworkPolicy]) -> Vec<(Option<usize>, usize)> {
     let with_earlier = |(later, network): (usize, &NetworkPolicy)| {
         let before = &networks[..later];
@@ -39,7 +39,7 @@ pub(super) fn other_ports(networks: &[NetworkPolicy]) -> Vec<(usize, usize)> {
             !others.is_empty()
                 && others != ports
                 && overlap(&earlier.servers, &network.servers)
-                // Of a server that both have, no client is left for the later one.
+                // An earlier table of all clients leaves the later one no client of a server that both have.
                 && !earlier.clients.is_empty()
                 && of_one_family(&earlier.clients, &network.clients)
         };

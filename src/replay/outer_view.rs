@@ -84,8 +84,8 @@ impl<W: Write> Player<W> {
         Some(bytes)
     }
 
-    /// Writes a packet of the outer end (`input`) as it was sent. An acknowledgement only of held bytes is left out,
-    /// because the outer end did not receive them.
+    /// Writes a packet of the outer end (`input`) as it was sent. The outer end does not receive bytes that the engine
+    /// holds, so an acknowledgement of nothing else is left out.
     pub(super) fn write_outer(
         &mut self,
         segment: &CapturedSegment,

@@ -403,8 +403,8 @@ impl<W: Write> Player<W> {
         }
     }
 
-    /// Passes the next segment to the engine. What a line's last segment completes is reported at the last of the line's
-    /// frames, which may be that of an earlier segment.
+    /// Passes the next segment to the engine. The events of a line are reported at the last of the line's frames. If
+    /// segments are out of order, this may be the frame of an earlier segment.
     fn deliver(&mut self, segment: CapturedSegment) -> io::Result<()> {
         let Ok(packet) = Packet::parse(&segment.bytes) else { return Ok(()) };
         let header = segment.header;
@@ -452,7 +452,7 @@ impl<W: Write> Player<W> {
         verdict
     }
 
-    /// Notes that no packet came until `time` since 1970.
+    /// Notes that no packet came until `time`, which counts from 1970.
     pub fn pass_time(&mut self, time: Duration) {
         if let Some((_, last)) = &mut self.time_span {
             *last = time.max(*last);

@@ -187,8 +187,8 @@ fn fast_path_packets(
     [(first, admitted)].into_iter().chain(later).collect()
 }
 
-/// The base chains that get packets with such marks, of IPv4 alone, as the fast path. Packets of control connections
-/// reach no chain that translates, and our table, which comes first, translates data connections.
+/// The base chains of IPv4 that get packets with the fast path's marks. Chains of type `nat` get none: packets of control
+/// connections do not reach them, and our table translates data connections before them.
 fn chains_with_marks(rules: &Ruleset) -> impl Iterator<Item = LocatedChain<'_>> {
     let has_marks = |base: BaseChain| match base.hook {
         _ if base.is_nat => false,

@@ -45,7 +45,8 @@ impl Openings {
             "session-ended" => self.0.keys().filter(|(of, _)| *of == session).cloned().collect(),
             _ => return Vec::new(),
         };
-        // A data connection may go on behind the reply, which is the time of a transfer. Those of a session are its own.
+        // The time of a transfer's event is that of the last reply, and the data connection may end later, so its `seconds`
+        // count. The `seconds` of a session's event, which has no verb, are the age of the session.
         let seconds = event["seconds"].as_f64().filter(|_| event["verb"].is_string());
         let lasted = SignedDuration::try_from_secs_f64(seconds.unwrap_or(0.0)).unwrap_or_default();
         let ended = keys.iter().filter_map(|key| self.0.remove(key));

@@ -17,6 +17,7 @@ use super::notes::warn;
 /// Address ranges that are not routed in the Internet (RFC 1918, RFC 6598, RFC 4193).
 const PRIVATE: [&str; 5] =
     ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7"];
+
 /// The simulated gateway.
 #[derive(Args, Debug)]
 pub struct SimulatedGateway {

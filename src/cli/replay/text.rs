@@ -2,14 +2,12 @@
 
 use std::net::IpAddr;
 
-#[cfg(test)]
-use ftp_alg_core::engine::EventKind;
 use ftp_alg_core::engine::{Decision, Event};
 
 use crate::{
     cli::{
         columns::{self, Cell, Column},
-        output::Style,
+        output::PLAIN,
         table,
     },
     config::escaped,
@@ -23,7 +21,8 @@ const MAX_WIDTH: usize = 47;
 /// How many reasons the summary lists.
 const MAX_REASONS: usize = 10;
 
-/// The columns before the reason: title, least width, whether numbers are in it. One grows as soon as a wider cell comes.
+/// The columns before the reason: title, least width, and whether the cells are numbers. A column grows with its first
+/// wider cell.
 const COLUMNS: [(&str, usize, bool); 7] = [
     ("FRAME", 5, true),
     ("SESSION", 7, true),
@@ -102,7 +101,7 @@ impl NoteTable {
         header + &self.line(first.chain(cells).collect(), text)
     }
 
-    /// The first `cells`, and then a text instead of the others.
+    /// A line of the first columns' `cells`. The text takes the place of the other columns.
     fn line(&mut self, cells: Vec<String>, text: &str) -> String {
         let mut line = String::new();
         for (cell, (_, width, are_numbers)) in cells.iter().zip(&mut self.columns) {
@@ -195,16 +194,14 @@ fn reasons(summary: &Summary) -> String {
     if others > 0 {
         rows.push((others, "-", "other reasons".to_owned()));
     }
-    format!(
-        "\n{}",
-        columns::render(&REASONS, &rows, Style { width: None, has_colours: false }, None)
-    )
+    format!("\n{}", columns::render(&REASONS, &rows, PLAIN, None))
 }
 
 #[cfg(test)]
 mod tests {
+    use ftp_alg_core::engine::EventKind;
+
     use super::*;
-    use crate::replay::Summary;
 
     #[test]
     fn summary_lists_the_most_frequent_reasons() {
