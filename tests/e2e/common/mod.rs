@@ -20,7 +20,10 @@ use std::{
     net::{IpAddr, SocketAddr, TcpStream},
     os::unix::fs::PermissionsExt as _,
     process::Command,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use ftp_alg::kernel::{RuleParameters, operator_firewall};
@@ -149,6 +152,21 @@ pub fn rounds(default: u64) -> u64 {
 pub fn moment(round: u64, limit: u64) -> Duration {
     let limit = std::env::var("FTP_ALG_PAUSE_MS").map_or(limit, |text| text.parse().unwrap());
     Duration::from_millis((round.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) % limit)
+}
+
+/// Does `work` with each of `all` once, in so many threads.
+pub fn side_by_side<T: Send>(threads: usize, all: &mut [T], work: impl Fn(&mut T) + Sync) {
+    let rest = Mutex::new(all.iter_mut());
+    let next = || rest.lock().unwrap().next();
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while let Some(one) = next() {
+                    work(one);
+                }
+            });
+        }
+    });
 }
 
 /// A lab with `ftp-alg run` on its gateway. The daemon goes first when it is dropped.

@@ -3,13 +3,7 @@
 //! Each cell is a download, an upload and a listing, compared byte for byte. Both ends are watched:
 //! a cell fails, too, if its client said anything else than its script.
 
-use std::{
-    fmt,
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
-};
+use std::fmt;
 
 use ftp_alg_lab::Result;
 
@@ -137,23 +131,9 @@ fn run_server(lab: &Lab, kind: ServerKind, part: Option<usize>) -> Result<Vec<Ce
             elapsed: Duration::ZERO,
         })
     });
-    let cells: Vec<Mutex<Cell>> = cells.map(Mutex::new).collect();
-    let next = AtomicUsize::new(0);
-    let work = || {
-        while let Some(cell) = cells.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let mut cell = cell.lock().unwrap_or_else(PoisonError::into_inner);
-            exchange(&mut cell, lab, &server, &body);
-        }
-    };
-    thread::scope(|scope| {
-        for _ in 0..THREADS {
-            scope.spawn(work);
-        }
-    });
-    Ok(cells
-        .into_iter()
-        .map(|cell| cell.into_inner().unwrap_or_else(PoisonError::into_inner))
-        .collect())
+    let mut cells: Vec<Cell> = cells.collect();
+    side_by_side(THREADS, &mut cells, |cell| exchange(cell, lab, &server, &body));
+    Ok(cells)
 }
 
 fn exchange(cell: &mut Cell, lab: &Lab, server: &Server, body: &[u8]) {

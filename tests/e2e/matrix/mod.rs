@@ -19,24 +19,27 @@ fn every_client_with_every_server(topology: Topology, backend: &str) {
     assert_all_carried(&lab, &daemons, backend, &failures);
 }
 
-macro_rules! in_every_topology {
-    ($($name:ident: $topology:ident,)*) => {
+/// A test of `$run` for each topology with each back end.
+macro_rules! by_topology {
+    ($run:ident: $($name:ident: $topology:ident,)*) => {
         mod nftables {
-            use super::{Topology, every_client_with_every_server};
+            use super::{Topology, $run};
             $(#[test] fn $name() {
-                every_client_with_every_server(Topology::$topology, "nftables");
+                $run(Topology::$topology, "nftables");
             })*
         }
         mod conntrack {
-            use super::{Topology, every_client_with_every_server};
+            use super::{Topology, $run};
             $(#[test] fn $name() {
-                every_client_with_every_server(Topology::$topology, "conntrack");
+                $run(Topology::$topology, "conntrack");
             })*
         }
     };
 }
+pub(crate) use by_topology;
 
-in_every_topology! {
+by_topology! {
+    every_client_with_every_server:
     through_masquerade: Masquerade,
     through_a_pool_of_sources: SnatPool,
     to_a_published_server: PublishedServer,
