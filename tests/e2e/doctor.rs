@@ -30,28 +30,17 @@ impl Opinion {
         checks.iter().filter(|check| check["mark"] == mark).collect()
     }
 
-    /// Names of the checks that found a problem.
-    fn problems(&self) -> Vec<&str> {
-        let problems = self.with_mark("problem");
-        problems.into_iter().map(|check| check["name"].as_str().unwrap()).collect()
+    /// Names of the checks with this mark.
+    fn names(&self, mark: &str) -> Vec<&str> {
+        let checks = self.with_mark(mark).into_iter();
+        checks.map(|check| check["name"].as_str().unwrap()).collect()
     }
 
-    /// Names of the checks that found something that does not stop FTP.
-    fn warnings(&self) -> Vec<&str> {
-        let warnings = self.with_mark("warning");
-        warnings.into_iter().map(|check| check["name"].as_str().unwrap()).collect()
-    }
-
-    /// The commands that solve both.
+    /// The commands that solve problems and warnings.
     fn remedies(&self) -> Vec<String> {
         let all = [self.with_mark("problem"), self.with_mark("warning")].concat();
         let lines = all.into_iter().flat_map(|check| check["remedy"].as_array().unwrap());
         lines.map(|line| line.as_str().unwrap().to_owned()).collect()
-    }
-
-    fn check(&self, name: &str) -> &Value {
-        let checks = self.report["checks"].as_array().unwrap();
-        checks.iter().find(|check| check["name"] == name).unwrap_or_else(|| panic!("no {name}"))
     }
 }
 
@@ -115,7 +104,7 @@ fn cured_by_its_own_lines(case: &str, rules: &str, lines: &[&str]) {
     assert_eq!(lab.gateway.ruleset().unwrap(), before, "{case}: doctor changed the rules");
     let hooks = ["forward", "postrouting", "active mode"];
     let is_of_data = |name: &&str| hooks.iter().any(|hook| name.starts_with(hook));
-    let is_data_alone = opinion.problems().iter().all(is_of_data);
+    let is_data_alone = opinion.names("problem").iter().all(is_of_data);
     assert!(!opinion.well && is_data_alone, "{case}: {}", opinion.report);
     assert_eq!(opinion.remedies(), lines, "{case}: {}", opinion.report);
     assert_ne!(transfer(), "open", "{case}: doctor said that it is blocked");
@@ -223,11 +212,11 @@ table inet filter {
 END",
     );
     let opinion = Opinion::of(&daemon);
-    assert_eq!((opinion.warnings(), opinion.well), (vec!["our own packets"], true));
+    assert_eq!((opinion.names("warning"), opinion.well), (vec!["our own packets"], true));
     let line = "nft add rule inet filter out meta mark 0x70000000 accept";
     assert_eq!(opinion.remedies(), [line]);
     lab.gateway.shell(line).unwrap();
-    assert_eq!(Opinion::of(&daemon).warnings(), [""; 0]);
+    assert_eq!(Opinion::of(&daemon).names("warning"), [""; 0]);
 }
 
 #[test]
@@ -248,13 +237,13 @@ END"
     // It opens what ftp-alg does not, where the dialogue is none.
     let (outcome, opinion) = passive(&lab, &daemon);
     assert_eq!(outcome, "open");
-    assert_eq!((opinion.warnings(), opinion.well), (vec!["rule"], true));
-    assert_eq!(opinion.check("connections with it")["mark"], "note");
+    assert_eq!((opinion.names("warning"), opinion.well), (vec!["rule"], true));
+    assert!(opinion.names("note").contains(&"connections with it"), "{}", opinion.report);
     let remedies = opinion.remedies();
     assert!(remedies[0].starts_with("nft delete rule inet other c handle "), "{remedies:?}");
     lab.gateway.shell(&remedies[0]).unwrap();
     let (outcome, opinion) = passive(&lab, &daemon);
-    assert_eq!(opinion.warnings(), [""; 0], "{}", opinion.report);
+    assert_eq!(opinion.names("warning"), [""; 0], "{}", opinion.report);
     assert_eq!(outcome, "open");
 }
 
