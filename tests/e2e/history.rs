@@ -212,29 +212,22 @@ fn a_pipe_is_read_while_it_is_written() {
 fn what_is_no_file_of_events_has_a_clear_error() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("file");
-    let run = |arguments: &[&str]| {
-        let mut command = std::process::Command::new(executable());
-        let output = command.arg("events").arg(&file).args(arguments).output().unwrap();
-        (output.status.code(), String::from_utf8(output.stderr).unwrap())
-    };
-    let (code, said) = run(&[]);
-    assert!(code == Some(1) && said.contains("/file: No such file or directory"), "{said}");
-    let ready = "{\"event\": \"ready\"}";
-    let lines = [b"{\"event\": 7}", ready.as_bytes(), b"", b"\xff", b"no event", ready.as_bytes()];
-    fs::write(&file, lines.join(&b'\n')).unwrap();
-    let (code, said) = run(&[]);
-    assert!(code == Some(0) && said.ends_with("file: 3 lines are no event\n"), "{said}");
-    fs::write(&file, "no event\n").unwrap();
-    let (code, said) = run(&[]);
-    assert!(code == Some(1) && said.ends_with("file is no file of log.events\n"), "{said}");
-    fs::write(&file, b"\x1f\x8b\x08 compressed").unwrap();
-    let (code, said) = run(&[]);
-    let file_name = file.display();
-    let expected =
-        format!("{file_name} is compressed with gzip: zcat {file_name} | ftp-alg events -\n");
-    assert!(code == Some(1) && said.ends_with(&expected), "{said}");
-    let (code, said) = run(&["--since", "1h", "--until", "2h"]);
-    assert!(code == Some(2) && said.contains("--until is not later than --since"), "{said}");
-    let (code, said) = run(&["--follow"]);
-    assert!(code == Some(2) && said.contains("cannot be used with"), "{said}");
+    let name = file.display();
+    let gzip = format!("{name} is compressed with gzip: zcat {name} | ftp-alg events -\n");
+    let mixed = b"{\"event\": 7}\n{\"event\": \"ready\"}\n\n\xff\nno event\n{\"event\": \"ready\"}";
+    for (content, options, code, said) in [
+        (None, &[][..], 1, "/file: No such file or directory"),
+        (Some(&mixed[..]), &[], 0, "file: 3 lines are no event\n"),
+        (Some(&b"no event\n"[..]), &[], 1, "file is no file of log.events\n"),
+        (Some(&b"\x1f\x8b\x08 compressed"[..]), &[], 1, &gzip),
+        (None, &["--since", "1h", "--until", "2h"], 2, "--until is not later than --since"),
+        (None, &["--follow"], 2, "cannot be used with"),
+    ] {
+        if let Some(content) = content {
+            fs::write(&file, content).unwrap();
+        }
+        let output = Command::new(PROGRAM).arg("events").arg(&file).args(options).output().unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(code) && error.contains(said), "{said}: {error}");
+    }
 }
