@@ -148,15 +148,3 @@ fn a_user_without_permission_gets_an_error() {
     assert_eq!(ask(&["log-level"]).success().unwrap().stdout_text(), "info\n");
     assert_fails(&ask(&["log-level", "debug"]), 1, "only root and the daemon's own user");
 }
-
-#[test]
-fn a_state_directory_is_for_one_daemon() {
-    let gateway = gateway(Topology::Routed);
-    let state = gateway.daemon.socket().with_file_name("state");
-    // Where neither queue nor rules are in the way.
-    let paths = [&state, &state.with_file_name("other")].map(|path| path.display().to_string());
-    let words = ["run", "--state-dir", &paths[0], "--socket", &paths[1], "--config", "/dev/null"];
-    let done = gateway.lab.server.try_run(executable(), &words).unwrap();
-    assert_fails(&done, 1, "is in use by another ftp-alg");
-    assert!(!state.join("queue-2100.refused").exists());
-}
