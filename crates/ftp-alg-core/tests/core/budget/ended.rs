@@ -43,7 +43,7 @@ fn end_first(was_flushed: bool) {
     wire.log_in(client);
     wire.say(client, b"PASV\r\n");
     wire.answer(client, "227 Entering Passive Mode (203,0,113,9,9,9)\r\n");
-    let [acknowledged, _] = wire.next(client);
+    let [acknowledged, _] = wire.next[&client];
     wire.say(client, b"RETR x\r\n");
     for segment in Hostile::Unacknowledged.segments() {
         wire.say(client, &segment);
@@ -61,7 +61,7 @@ fn end_first(was_flushed: bool) {
         said.contains("session reset at both ends") && said.contains("policy.memory"),
         "{said}"
     );
-    let [next, heard] = wire.next(client);
+    let [next, heard] = wire.next[&client];
     let expected = [
         Reset { to: client, seq: heard },
         Reset { to: server(client), seq: acknowledged },
@@ -82,7 +82,7 @@ fn end_first(was_flushed: bool) {
 fn one_that_was_ended_stays_so_after_a_restart_until_it_is_still() {
     let (mut wire, client) = (Wire::new(policy()), numbered(0));
     fill(&mut wire, 0);
-    let [next, heard] = wire.next(client);
+    let [next, heard] = wire.next[&client];
     wire.restart(policy());
     assert!(wire.memory() <= MEMORY);
     assert_eq!(wire.say_at(client, next, heard, b"NOOP\r\n"), PacketOutcome::Drop);

@@ -88,7 +88,7 @@ pub struct Wire {
     epoch: Instant,
     pub events: Vec<Event>,
     /// What client and server of a connection say next.
-    next: HashMap<SocketAddr, [u32; 2]>,
+    pub next: HashMap<SocketAddr, [u32; 2]>,
 }
 
 impl Wire {
@@ -138,11 +138,6 @@ impl Wire {
             self.gateway.expire(self.now); // a part of the table each time
         }
         self.events.extend(self.gateway.take_events().0);
-    }
-
-    /// Time passes, and nothing is looked at.
-    pub fn advance_a_little(&mut self, time: Duration) {
-        self.now += time;
     }
 
     /// The SYN-ACK to `client`.
@@ -224,11 +219,6 @@ impl Wire {
         self.hand(&packet((client, server(client)), [ours, theirs], flags::RST, b""));
     }
 
-    /// What `client` says next, and its server.
-    pub fn next(&self, client: SocketAddr) -> [u32; 2] {
-        self.next[&client]
-    }
-
     fn hand(&mut self, packet: &[u8]) -> PacketOutcome {
         let fate = self.gateway.packet(self.now, packet);
         self.events.extend(self.gateway.take_events().0);
@@ -254,22 +244,7 @@ impl Wire {
     }
 
     pub fn has(&self, client: SocketAddr) -> bool {
-        self.gateway.engine.sessions.list().any(|session| session.translation.client == client)
-    }
-
-    /// How many pinholes were opened.
-    pub fn opened(&self) -> usize {
-        self.gateway.kernel.opened
-    }
-
-    /// How many pinholes are open in the kernel.
-    pub fn open(&self) -> usize {
-        self.gateway.kernel.open.len()
-    }
-
-    /// Whether something was said on the connection of `client`.
-    pub fn knows(&self, client: SocketAddr) -> bool {
-        self.next.contains_key(&client)
+        self.clients().contains(&client)
     }
 
     /// The resets that were sent since this was last called.

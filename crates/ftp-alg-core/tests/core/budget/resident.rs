@@ -61,7 +61,7 @@ fn flood() {
             for segment in hostile[number % hostile.len()].segments() {
                 wire.say(client, &segment);
             }
-            wire.advance_a_little(Duration::from_millis(1));
+            wire.now += Duration::from_millis(1);
             assert!(wire.memory() <= memory, "{}", wire.memory());
             wire.events.clear();
             wire.resets();
@@ -104,7 +104,7 @@ fn a_retransmission_writes_no_record() {
     let client = numbered(0);
     let mut wire = Wire::new(Policy::default());
     wire.connect(client);
-    let [seq, ack] = wire.next(client);
+    let [seq, ack] = wire.next[&client];
     let segment = Hostile::Refused.segments().remove(0);
     wire.say(client, &segment);
     let passed = wire.passed();
@@ -126,7 +126,7 @@ fn computed() -> u64 {
 /// How long `times` packets take that the client says at its first number, each.
 fn time_of(wire: &mut Wire, segment: &[u8], times: u32) -> Duration {
     let client = numbered(0);
-    let [seq, ack] = wire.next(client);
+    let [seq, ack] = wire.next[&client];
     let start = computed();
     for _ in 0..times {
         wire.say_at(client, seq, ack, segment);

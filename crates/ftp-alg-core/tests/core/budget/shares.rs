@@ -49,7 +49,7 @@ fn who_said_noop_on_all_connections_leaves_room_for_others() {
     let mut wire = wire();
     for number in 0..500 {
         verified(&mut wire, of(HOSTILE, number));
-        wire.advance_a_little(Duration::from_millis(10));
+        wire.now += Duration::from_millis(10);
     }
     // The last quarter is for those below their share.
     assert_eq!(count(&wire, HOSTILE), MOST - MOST / 4);
@@ -82,7 +82,7 @@ fn who_takes_no_notice_of_a_reset_is_not_heard_any_more() {
     assert!(resets.iter().any(|reset| reset.to == server(gone)), "{resets:?}");
     assert_eq!(wire.say(gone, b"USER joe\r\n"), PacketOutcome::Drop);
     assert_eq!(wire.say(gone, b"PORT 10,99,99,99,9,9\r\n"), PacketOutcome::Drop, "no third host's");
-    assert_eq!(wire.opened(), 0);
+    assert_eq!(wire.gateway.kernel.opened, 0);
 }
 
 #[test]
@@ -98,7 +98,7 @@ fn who_has_logged_in_and_is_still_counts_as_well_and_is_reset() {
                 let reply = wire.answer(client, "227 Entering Passive Mode (203,0,113,9,9,9)\r\n");
                 assert_eq!(reply, PacketOutcome::Replace);
             }
-            wire.advance_a_little(Duration::from_millis(10));
+            wire.now += Duration::from_millis(10);
         }
         assert_eq!(count(&wire, HOSTILE), MOST - MOST / 4);
         let said = wire.said();
@@ -139,7 +139,7 @@ fn a_transfer_is_under_way_longer_than_a_client_is_still() {
     wire.log_in(busy);
     wire.say(busy, b"RETR large\r\n");
     wire.answer(busy, "150 here it comes\r\n");
-    wire.advance_a_little(Duration::from_secs(100));
+    wire.now += Duration::from_secs(100);
     for number in 1..100 {
         wire.log_in(of(HOSTILE, number));
     }
@@ -168,7 +168,7 @@ fn who_forges_a_clients_address_takes_none_of_its_share() {
     wire.log_in(honest);
     for number in 1..2000 {
         wire.syn_ack(of("10.0.1.1", number));
-        wire.advance_a_little(Duration::from_millis(10));
+        wire.now += Duration::from_millis(10);
     }
     assert!(wire.has(honest));
     assert_eq!(wire.gateway.engine.counters().limits.client_sessions, 0);
