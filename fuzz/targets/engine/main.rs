@@ -3,7 +3,7 @@
 //!
 //! The input is a script, one operation a line: a letter, who (`0` to `3` the clients, `4` to `7`
 //! the servers), and the rest; `World::operate` has the letters. What holds, whatever the script:
-//! - a pinhole is as [`gateway`] says, and there are no more of them, nor of sessions, than policy
+//! - a pinhole is as [`World::check_opening`] says, and there are no more of them, nor of sessions, than policy
 //!   allows;
 //! - what is delivered under a number never changes, and no acknowledgement covers what was not
 //!   sent;
@@ -16,7 +16,6 @@
 #[allow(dead_code, reason = "each user has a use for a part")]
 mod fast_path;
 mod flow;
-mod gateway;
 #[path = "../../../crates/ftp-alg-core/tests/core/support/recorder.rs"]
 #[allow(dead_code, reason = "each user has a use for a part")]
 mod recorder;

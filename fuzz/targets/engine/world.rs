@@ -7,13 +7,19 @@ use std::{
 };
 
 use ftp_alg_core::{
-    engine::{Checksums, Closing, Engine, PacketOutcome, Standalone, Translation},
+    engine::{
+        Checksums, Closing, Engine, Opening, PacketOutcome, PinholeEnds, Standalone, Translation,
+    },
     packet::{Packet, flags},
     policy::{AuthTls, ExternalAddresses, ForeignAddress, KnownServer, NetworkPolicy, Policy},
     session::Side,
 };
 
-use super::{flow::Flow, gateway::Gateway, segment::Segment};
+use super::{
+    flow::Flow,
+    recorder::{Life, Recorder},
+    segment::Segment,
+};
 
 /// No session has more, whatever policy says.
 const PINHOLES_PER_SESSION: usize = 8;
@@ -42,11 +48,14 @@ struct Connection {
     was_seen: bool,
     /// Whether all its packets are as TCP makes them.
     is_honest: bool,
+    /// Whether the server may have accepted a login.
+    logged_in: bool,
 }
 
 /// Everything.
 pub struct World {
-    standalone: Standalone<Gateway>,
+    gateway: Standalone<Recorder>,
+    policy: Policy,
     connections: Vec<Connection>,
     base: Instant,
     /// Whether the kernel has failed.
@@ -65,13 +74,13 @@ impl Default for World {
                 server_external,
                 ..Translation::identity(client, server)
             };
-        let translations: Vec<_> = ends.into_iter().map(translation).collect();
-        let connections = translations.iter().map(|t| Connection::new(*t, b'0')).collect();
+        let translations = ends.map(translation);
+        let mut kernel = Recorder::new(translations[0], Life::default());
+        kernel.others.extend(&translations[1..]);
+        let connections = translations.map(|one| Connection::new(one, b'0')).into();
         Self {
-            standalone: Standalone::new(
-                Engine::new(Policy::default(), Checksums::Verify),
-                Gateway::new(translations, Policy::default()),
-            ),
+            gateway: Standalone::new(Engine::new(Policy::default(), Checksums::Verify), kernel),
+            policy: Policy::default(),
             connections,
             base: Instant::now(),
             has_failed: false,
@@ -90,15 +99,8 @@ impl World {
             // A connection begins, or one is heard of that has begun long ago.
             b'n' => self.begin(slot, byte(0)),
             b'u' => {
-                let translation = self.standalone.kernel.translations[slot];
-                self.connections[slot] = Connection::new(translation, byte(0));
-                if self
-                    .standalone
-                    .engine
-                    .sessions
-                    .session_between(translation.client, translation.server)
-                    .is_some()
-                {
+                let Translation { client, server, .. } = self.restart(slot, byte(0));
+                if self.gateway.engine.sessions.session_between(client, server).is_some() {
                     self.give_up(slot);
                 }
             }
@@ -133,29 +135,28 @@ impl World {
             b'p' => self.packet(rest),
             // A data connection comes.
             b'd' => {
-                let open = self.standalone.kernel.recorder.pinholes();
+                let open = self.gateway.kernel.pinholes();
                 if let Some(pinhole) = open.get(slot) {
-                    let arrived =
-                        self.standalone.kernel.recorder.connect(pinhole.initiator, pinhole.arrival);
+                    let arrived = self.gateway.kernel.connect(pinhole.initiator, pinhole.arrival);
                     assert_eq!(arrived, Some(pinhole.target));
                 }
             }
             b'o' => {
                 let port = u16::from_be_bytes([byte(0), byte(1)]);
-                self.standalone.kernel.recorder.taken.insert(port);
+                self.gateway.kernel.taken.insert(port);
             }
             b't' => self.pass(Duration::from_secs(TIMES[usize::from(who & 7)])),
             b'y' => {
-                self.standalone.kernel.policy = policy(who);
-                self.standalone.engine.sessions.set_policy(policy(who));
+                self.policy = policy(who);
+                self.gateway.engine.sessions.set_policy(policy(who));
             }
             b'z' => self.start_again(),
             b'k' => self.close_all(),
             b'e' => {
-                self.standalone.kernel.recorder.failing ^= true;
+                self.gateway.kernel.failing ^= true;
                 self.has_failed = true;
             }
-            b'h' => self.standalone.kernel.knows_none ^= true,
+            b'h' => self.gateway.kernel.forgot ^= true,
             _ => {}
         }
         self.check();
@@ -163,47 +164,43 @@ impl World {
 
     /// Nothing is left.
     pub fn end(&mut self) {
-        self.standalone.kernel.recorder.failing = false;
-        self.standalone.kernel.knows_none = false;
+        self.gateway.kernel.failing = false;
+        self.gateway.kernel.forgot = false;
         (0..ENDS.len()).for_each(|slot| self.complete(slot));
         self.close_all();
         assert_eq!(
-            self.standalone.engine.sessions.list_pinholes().count(),
+            self.gateway.engine.sessions.list_pinholes().count(),
             0,
             "pinholes are left after closing all"
         );
         if !self.has_failed {
-            assert_eq!(
-                self.standalone.kernel.recorder.pinholes(),
-                [],
-                "the kernel's pinholes are left"
-            );
+            assert_eq!(self.gateway.kernel.pinholes(), [], "the kernel's pinholes are left");
         }
         self.pass(LONG);
-        assert_eq!(self.standalone.engine.sessions.count(), 0, "sessions are left");
+        assert_eq!(self.gateway.engine.sessions.count(), 0, "sessions are left");
         self.expire();
-        assert_eq!(self.standalone.engine.sessions.next_deadline(), None, "deadlines are left");
+        assert_eq!(self.gateway.engine.sessions.next_deadline(), None, "deadlines are left");
     }
 
     /// The daemon ends, and another one goes on with what it wrote.
     fn start_again(&mut self) {
-        self.standalone.engine.sessions.track_changes(self.base);
+        self.gateway.engine.sessions.track_changes(self.base);
         let mut records = Vec::new();
-        self.standalone
+        self.gateway
             .engine
             .sessions
             .write_all_records(|record| records.push(record.to_vec()))
             .expect("records");
-        let mut next = Engine::new(self.standalone.kernel.policy.clone(), Checksums::Verify);
+        let mut next = Engine::new(self.policy.clone(), Checksums::Verify);
         let (records, now) = (records.iter().map(Vec::as_slice), self.now());
         next.sessions.restore(records, now, self.base).expect("records of our own");
-        for pinhole in self.standalone.kernel.recorder.pinholes() {
+        for pinhole in self.gateway.kernel.pinholes() {
             if !next.sessions.holds_pinhole(pinhole.initiator, pinhole.arrival) {
-                let closed = self.standalone.kernel.recorder.remove(&Closing::Rules(pinhole));
+                let closed = self.gateway.kernel.remove(&Closing::Rules(pinhole));
                 self.has_failed |= closed.is_err();
             }
         }
-        self.standalone.engine = next;
+        self.gateway.engine = next;
     }
 
     /// Both ends send again what is not acknowledged, until nothing is missing.
@@ -232,40 +229,45 @@ impl World {
     }
 
     fn now(&self) -> Instant {
-        self.base + self.standalone.kernel.recorder.now
+        self.base + self.gateway.kernel.now
     }
 
     fn close_all(&mut self) {
         let now = self.now();
-        self.standalone.run(now, |engine, _| engine.sessions.close_all_pinholes());
+        self.gateway.run(now, |engine, _| engine.sessions.close_all_pinholes());
     }
 
     fn expire(&mut self) {
         let now = self.now();
-        self.standalone.expire(now);
+        self.gateway.expire(now);
     }
 
     fn pass(&mut self, time: Duration) {
-        self.standalone.kernel.recorder.now += time;
+        self.gateway.kernel.now += time;
         self.expire();
     }
 
+    /// Another connection takes the place of this one, between the same ends.
+    fn restart(&mut self, slot: usize, how: u8) -> Translation {
+        let Connection { translation, logged_in, .. } = self.connections[slot];
+        self.connections[slot] = Connection { logged_in, ..Connection::new(translation, how) };
+        translation
+    }
+
     fn begin(&mut self, slot: usize, how: u8) {
-        let translation = self.standalone.kernel.translations[slot];
-        let connection = Connection::new(translation, how);
+        let Translation { client, server, .. } = self.restart(slot, how);
+        let connection = &self.connections[slot];
         let syn_ack = Segment {
             seq: connection.server.first.wrapping_sub(1),
             ack: connection.client.first,
             flags: flags::SYN | flags::ACK,
             ..Segment::default()
         };
-        self.connections[slot] = connection;
-        let bytes = syn_ack.packet(translation.server, translation.client);
+        let bytes = syn_ack.packet(server, client);
         let packet = Packet::parse(&bytes).expect("a packet");
-        let Translation { client, server, .. } = translation;
         let began = |world: &mut Self| {
             world
-                .standalone
+                .gateway
                 .engine
                 .sessions
                 .session_between(client, server)
@@ -282,7 +284,7 @@ impl World {
     /// From now on the engine may have read other bytes than the connection's ends know of, also those of a login.
     fn give_up(&mut self, slot: usize) {
         self.connections[slot].give_up();
-        self.standalone.kernel.logged_in[slot] = true;
+        self.connections[slot].logged_in = true;
     }
 
     fn say(&mut self, slot: usize, side: Side, bytes: &[u8], seen: bool) {
@@ -299,7 +301,7 @@ impl World {
     /// Sends what `side` has said from `from` up to `to`.
     fn send(&mut self, slot: usize, side: Side, from: usize, to: usize) {
         let connection = &mut self.connections[slot];
-        self.standalone.kernel.logged_in[slot] |= connection.server.says_230()
+        connection.logged_in |= connection.server.says_230()
             || connection.client.says_login() && connection.server.says_success();
         let ack = connection.flow(side.peer()).ack;
         let timestamps = connection.timestamps.then_some((from as u32, 1)); // a clock of a kind
@@ -326,7 +328,7 @@ impl World {
         // A line of the script has no line feed.
         let payload = payload.iter().map(|b| if *b == 0x0b { b'\n' } else { *b }).collect();
         let urgent = u16::from(how);
-        self.standalone.kernel.logged_in[slot] = true;
+        self.connections[slot].logged_in = true;
         self.may_be_over = true;
         if bits & flags::SYN != 0 {
             self.give_up(slot); // it may begin another one, either way
@@ -341,25 +343,25 @@ impl World {
     fn packet(&mut self, bytes: &[u8]) {
         let now = self.now();
         let known = Packet::parse(bytes).is_ok();
-        let outcome = self.standalone.packet(now, bytes);
+        let outcome = self.pass_packet(now, bytes);
         if !known {
             assert_eq!(outcome, PacketOutcome::Accept);
         }
         // Whose it is, and what it says, is not looked at here.
         self.connections.iter_mut().for_each(Connection::give_up);
-        self.standalone.kernel.logged_in.fill(true);
+        self.connections.iter_mut().for_each(|one| one.logged_in = true);
         self.may_be_over = true;
     }
 
     /// A packet of a connection comes to the gateway, and what goes on to its receiver.
     fn hand(&mut self, slot: usize, side: Side, segment: &Segment) {
-        let Translation { client, server, .. } = self.standalone.kernel.translations[slot];
+        let Translation { client, server, .. } = self.connections[slot].translation;
         let (source, destination) = match side {
             Side::Client => (client, server),
             Side::Server => (server, client),
         };
         let state = self
-            .standalone
+            .gateway
             .engine
             .sessions
             .session_between(client, server)
@@ -373,18 +375,15 @@ impl World {
             connection.flow(side.peer()).acknowledged(segment.ack);
         }
         let packet = segment.packet(source, destination);
-        let (now, sessions) = (self.now(), self.standalone.engine.sessions.count());
-        let opened = self.standalone.engine.counters().pinholes_opened;
-        let outcome = self.standalone.packet(now, &packet);
-        assert!(
-            self.standalone.engine.sessions.count()
-                <= sessions.max(self.standalone.kernel.policy.max_sessions)
-        );
-        if self.standalone.engine.counters().pinholes_opened > opened && !self.may_be_over {
+        let (now, sessions) = (self.now(), self.gateway.engine.sessions.count());
+        let opened = self.gateway.engine.counters().pinholes_opened;
+        let outcome = self.pass_packet(now, &packet);
+        assert!(self.gateway.engine.sessions.count() <= sessions.max(self.policy.max_sessions));
+        if self.gateway.engine.counters().pinholes_opened > opened && !self.may_be_over {
             self.check_limit(client.ip());
         }
 
-        let session = self.standalone.engine.sessions.session_between(client, server);
+        let session = self.gateway.engine.sessions.session_between(client, server);
         let state = session.map(|(session, _)| session.state());
         let connection = &mut self.connections[slot];
         connection.was_seen |= state.is_some() || !segment.payload.is_empty();
@@ -396,7 +395,7 @@ impl World {
         match outcome {
             PacketOutcome::Accept => connection.receive(side, segment),
             PacketOutcome::Replace => {
-                let (from, to, changed) = Segment::checked(self.standalone.replacement());
+                let (from, to, changed) = Segment::checked(self.gateway.replacement());
                 assert_eq!((from, to), (source, destination));
                 connection.receive(side, &changed);
             }
@@ -408,50 +407,81 @@ impl World {
     /// What the engine sends by itself, an acknowledgement of what was sent or what grew past a segment, goes
     /// between ends that know each other.
     fn injected(&mut self) {
-        for packet in std::mem::take(&mut self.standalone.kernel.recorder.injected) {
+        for packet in std::mem::take(&mut self.gateway.kernel.injected) {
             let (source, destination, segment) = Segment::checked(&packet);
             assert!(!segment.has(flags::SYN) && !segment.has(flags::RST), "{segment:?}");
-            let ends = |t: &Translation| {
-                let to_client = (t.server_external, t.client) == (source, destination);
-                let to_server = (t.client_external, t.server) == (source, destination);
-                to_client || to_server
+            let knows_each_other = |one: &&mut Connection| {
+                let Translation { client, client_external, server, server_external, .. } =
+                    one.translation;
+                let ends = [(server_external, client), (client_external, server)];
+                ends.contains(&(source, destination))
             };
-            let slot =
-                self.standalone.kernel.translations.iter().position(ends).expect("known ends");
-            let connection = &mut self.connections[slot];
+            let connection = self.connections.iter_mut().find(knows_each_other);
+            let connection = connection.expect("known ends");
             let to_client = destination == connection.translation.client;
             let from = if to_client { Side::Server } else { Side::Client };
             connection.receive(from, &segment);
         }
     }
 
+    fn pass_packet(&mut self, now: Instant, packet: &[u8]) -> PacketOutcome {
+        let outcome = self.gateway.packet(now, packet);
+        self.check_openings();
+        outcome
+    }
+
+    fn check_openings(&mut self) {
+        for opening in std::mem::take(&mut self.gateway.kernel.openings) {
+            self.check_opening(&opening);
+        }
+    }
+
+    /// A pinhole is for the two ends of its control connection, unless policy allows foreign addresses. Its port is not
+    /// below the lowest one. A port that was not announced is in the configured range.
+    fn check_opening(&self, opening: &Opening) {
+        let Opening { ends: pinhole, control, lifetime, .. } = *opening;
+        let PinholeEnds { initiator, arrival, target, source } = pinhole;
+        let Translation { client, client_external, server, server_external, .. } = control;
+        let network = self.policy.network_of(client.ip(), server.ip());
+        let policy = self.policy.for_network(network);
+        let ((from, seen_from), (to, seen_to)) = match opening.is_from_client() {
+            true => ((client, client_external), (server, server_external)),
+            false => ((server, server_external), (client, client_external)),
+        };
+        assert_eq!((initiator, source), (from.ip(), seen_from.ip()), "who opens {pinhole}");
+        if policy.foreign_address == ForeignAddress::Refuse {
+            assert_eq!((target.ip(), arrival.ip()), (to.ip(), seen_to.ip()), "whose is {pinhole}");
+        }
+        assert!(target.port() >= policy.min_data_port, "{pinhole} is too low");
+        let chosen = policy.port_range.contains(&arrival.port())
+            && !policy.control_ports.contains(&arrival.port());
+        assert!(arrival.port() == target.port() || chosen, "{pinhole} arrives out of range");
+        assert_eq!(lifetime, policy.pinhole_timeout);
+        let connection = self.connections.iter().find(|one| one.translation == control);
+        let logged_in = connection.expect("a connection that there is").logged_in;
+        assert!(!policy.require_login || logged_in, "{pinhole} before a login");
+    }
+
     fn check_limit(&self, client: IpAddr) {
         let of_client = |session| {
-            let mut sessions = self.standalone.engine.sessions.list();
+            let mut sessions = self.gateway.engine.sessions.list();
             sessions.any(|s| s.id == session && s.translation.client.ip() == client)
         };
-        let count = self
-            .standalone
-            .engine
-            .sessions
-            .list_pinholes()
-            .filter(|p| of_client(p.session))
-            .count();
+        let count =
+            self.gateway.engine.sessions.list_pinholes().filter(|p| of_client(p.session)).count();
         let network = |p: &Policy| p.max_pinholes_per_client;
-        let most = self.standalone.kernel.policy.networks.iter().map(|n| network(&n.policy)).max();
-        assert!(
-            count <= most.unwrap_or(0).max(network(&self.standalone.kernel.policy)),
-            "{count} pinholes"
-        );
+        let most = self.policy.networks.iter().map(|n| network(&n.policy)).max();
+        assert!(count <= most.unwrap_or(0).max(network(&self.policy)), "{count} pinholes");
     }
 
     fn check(&mut self) {
-        let sessions = &self.standalone.engine.sessions;
+        self.check_openings();
+        let sessions = &self.gateway.engine.sessions;
         for session in sessions.list() {
             let of_session = sessions.list_pinholes().filter(|p| p.session == session.id);
             assert!(of_session.count() <= PINHOLES_PER_SESSION, "{session:?}");
         }
-        for event in self.standalone.take_events().0 {
+        for event in self.gateway.take_events().0 {
             self.shown.clear();
             write!(self.shown, "{event}").expect("a string takes it");
             assert!(!self.shown.contains('\n'), "an event is one line");
@@ -471,6 +501,7 @@ impl Connection {
             timestamps: how & 16 == 0,
             was_seen: false,
             is_honest: true,
+            logged_in: false,
         }
     }
 

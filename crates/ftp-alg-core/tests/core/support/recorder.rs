@@ -69,6 +69,8 @@ pub struct Recorder {
     pub open: Vec<(PinholeEnds, Duration)>,
     /// All that were ever opened.
     pub opened: Vec<PinholeEnds>,
+    /// What was asked for them.
+    pub openings: Vec<Opening>,
     /// All that were asked to be closed.
     pub closed: Vec<PinholeEnds>,
     /// Whether pinholes are expectations.
@@ -167,6 +169,7 @@ impl Recorder {
         self.program.note_rules_pinhole(&pinhole, deadline);
         self.open.push((pinhole, deadline));
         self.opened.push(pinhole);
+        self.openings.push(*opening);
         Ok(())
     }
 
