@@ -7,6 +7,8 @@
 pub const GREETING: &str = "< 220 ready ";
 /// A login after the greeting.
 pub const USER_PASS: &str = "> USER joe < 331 password > PASS x < 230 in ";
+/// A greeting, and a request for TLS that the server accepts.
+pub const AUTH: &str = "< 220 ready > AUTH TLS < 234 go";
 /// A greeting and a login.
 pub const LOGIN: &str = "< 220 ready > USER joe < 331 password > PASS x < 230 in ";
 

@@ -2,7 +2,7 @@
 //! the client's choice.
 
 use super::{
-    encryption::hello,
+    encryption::begin_tls,
     support::readings::{Ends, Telnet, command},
     *,
 };
@@ -299,9 +299,7 @@ fn plain_text_after_a_234_does_not_count_as_login() {
         for login in [GREETING, LOGIN] {
             let mut sim = Sim::after(with(Nat::Masquerade), login);
             sim.play("> AUTH TLS < 234 go");
-            for side in [Client, Server] {
-                sim.say(side, &hello(side, 9));
-            }
+            begin_tls(&mut sim);
             for (side, record) in records {
                 sim.say(*side, *record);
             }
@@ -338,8 +336,7 @@ fn a_refusal_is_counted_once() {
 fn a_picked_up_session_refuses_what_the_policy_does_after_an_ftp_reply() {
     everywhere(|mut scenario| {
         scenario.policy.auth_tls = AuthTls::Refuse;
-        let host = if scenario.v6 { "[fd99::9]:2200" } else { "10.99.99.99:2200" };
-        let third = active(host.parse().unwrap());
+        let third = third(scenario.v6);
         for line in ["AUTH TLS\r\n", &third, "PORT 10,0,x\r\n", "EPRT |2|fe80::1%1|5282|\r\n"] {
             let mut sim = Sim::logged_in(scenario.clone());
             sim.forget();

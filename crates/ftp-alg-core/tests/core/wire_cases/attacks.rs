@@ -1,23 +1,16 @@
 //! Encrypted sessions, other protocols, and segments that an attacker crafts or spoofs.
 
 use super::{
-    encryption::hello,
+    encryption::begin_tls,
     support::fast_path::model::{is_bypassable, random_request},
     *,
 };
 
 const OWN: &str = "PORT 192,168,150,80,9,9\r\n";
 const SEEN: &str = "PORT 198,51,100,1,9,9\r\n";
-const AUTH: &str = "< 220 ready > AUTH TLS < 234 go";
 
 fn masqueraded() -> Sim {
     Sim::logged_in(with(Nat::Masquerade))
-}
-
-fn begin_tls(sim: &mut Sim) {
-    for side in [Client, Server] {
-        sim.say(side, &hello(side, 9));
-    }
 }
 
 /// Ends the TLS of both ends, after a record.
@@ -90,8 +83,7 @@ fn the_first_bytes_of_another_protocol_count_for_good() {
     );
     firsts.extend(others.into_iter().map(<[u8]>::to_vec));
     everywhere(|scenario| {
-        let third = if scenario.v6 { "[fd99::9]:2200" } else { "10.99.99.99:2200" };
-        let third = active(third.parse().unwrap());
+        let third = third(scenario.v6);
         for (first, cut) in
             firsts.iter().flat_map(|first| (1..first.len().min(8)).map(move |cut| (first, cut)))
         {
@@ -374,8 +366,7 @@ fn data_in_a_syn_is_read_when_it_is_retransmitted() {
         assert_eq!(passed, Some(expected), "{}", sim.summary());
     };
     everywhere(|scenario| {
-        let third = if scenario.v6 { "[fd99::9]:2200" } else { "10.99.99.99:2200" };
-        let third = active(third.parse().unwrap());
+        let third = third(scenario.v6);
         let hidden = format!("USER x\r\nPASS x\r\n{third}");
         for (more_flags, data) in [
             (0, &*hidden),

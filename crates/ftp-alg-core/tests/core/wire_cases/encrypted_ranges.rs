@@ -4,28 +4,16 @@ use std::{sync::Arc, time::Instant};
 
 use ftp_alg_core::engine::{Event, EventKind, RangeInfo};
 
-use super::{dialects::record, *};
-
-/// What a client that begins TLS sends, and a server that answers.
-fn hellos() -> [Vec<u8>; 2] {
-    [record(22, b"\x01\0\0\x30client"), record(22, b"\x02\0\0\x30server")]
-}
+use super::{
+    dialects::record,
+    encryption::{begin_tls, hello},
+    *,
+};
 
 fn with_ports(scenario: Scenario) -> Scenario {
     let passive_ports = Arc::new([50000..=50100, 60000..=60000]);
     Scenario { policy: Policy { passive_ports, ..scenario.policy.clone() }, ..scenario }
 }
-
-/// Both ends begin TLS. Nothing is open by a word of one end.
-#[track_caller]
-fn begin_tls(sim: &mut Sim) {
-    let [client, server] = hellos();
-    assert_eq!(sim.say(Client, &client), client);
-    assert!(sim.kernel.ranges.is_empty(), "one end alone");
-    assert_eq!(sim.say(Server, &server), server);
-}
-
-const AUTH: &str = "< 220 ready > AUTH TLS < 234 go";
 
 fn encrypted(scenario: Scenario) -> Sim {
     let mut sim = Sim::after(with_ports(scenario), AUTH);
@@ -75,7 +63,7 @@ fn they_are_open_from_the_handshake_to_the_fin_of_the_server() {
 /// Nor are they open by bytes that are no handshake.
 #[test]
 fn they_stay_closed_without_a_handshake_of_both_ends() {
-    let [client, server] = hellos();
+    let [client, server] = [Client, Server].map(|side| hello(side, 90));
     let alert = record(21, b"\x02\x28");
     let says = [[&client, &alert], [&alert, &server]];
     for case in cases(

@@ -117,7 +117,7 @@ fn a_passive_transfer_may_be_sent_before_the_greeting() {
 
 #[test]
 fn bounces_are_refused_in_a_first_line_with_a_nul() {
-    let third = active("10.99.99.99:2200".parse().unwrap());
+    let third = third(false);
     for greeting in ["", "hello\r\n", "220 ready\r\n"] {
         for first in [format!("\0{third}"), third.replace(' ', " \0"), third.replace("\r", "\0\r")]
         {
@@ -135,7 +135,7 @@ fn bounces_are_refused_in_a_first_line_with_a_nul() {
 /// A server may send text before its greeting, whatever its client has sent by then.
 #[test]
 fn bounces_are_refused_whichever_end_begins() {
-    let third = active("10.99.99.99:2200".parse().unwrap());
+    let third = third(false);
     let texts = ["", "< hello", r"< \r\n", "<  220 ready", r"< \u{feff}220 ready", "< ** x **"];
     for text in texts {
         for first in ["> GET / HTTP/1.1", r"> \0\r\n", "> NOOP", "> SYST", "> PASS x"] {
@@ -266,7 +266,7 @@ fn a_proxy_header_gives_its_sender_nothing() {
             assert_eq!(sim.kernel.opened, [], "{header} {rest}");
         }
     }
-    let third = active("10.99.99.99:2200".parse().unwrap());
+    let third = third(false);
     let long = format!("\r\n\r\n\0\r\nQUIT\n!\u{11}\0\u{40}\r\n{third}");
     let telnet = format!("\r\n\r\n\0\r\nQUIT\n!\u{11}\0\u{1b}\n{third}");
     for first in [long, telnet, format!("PROXY TCP4 \r{third}"), format!("PROXY TCP4\n{third}")] {

@@ -51,7 +51,7 @@ use crate::support::{
     self, Rng,
     ftp::{ServerModel, active, at, crossed_out, passive, text},
     scenario::{NATS, Nat, Scenario},
-    script::{GREETING, LOGIN, USER_PASS, cases, messages, words},
+    script::{AUTH, GREETING, LOGIN, USER_PASS, cases, messages, words},
     segment::Segment,
     sim::{Connection, Sim},
 };
@@ -79,6 +79,11 @@ fn everywhere_v4(test: impl Fn(Scenario)) {
 
 fn with(nat: Nat) -> Scenario {
     Scenario { nat, ..Scenario::default() }
+}
+
+/// The announcement of a third host.
+fn third(v6: bool) -> String {
+    active(if v6 { "[fd99::9]:2200" } else { "10.99.99.99:2200" }.parse().unwrap())
 }
 
 /// As [`with`], and the client sends each write at once, without Nagle's algorithm.

@@ -193,11 +193,10 @@ fn a_false_acknowledgement_does_not_disable_refusals() {
             let lie = sim.next_segment(Client, b"");
             sim.forge(Client, &Segment { ack: lie.ack.wrapping_add(1000), ..lie });
             assert_eq!(sim.engine().counters().unread_sessions, 1, "{begin}");
-            let third = if scenario.v6 { "[2001:db8:99::9]:2200" } else { "192.0.2.99:2200" };
             let [own, _] = sim.active(2200);
             let mut say = |line: &str| text(sim.say_in_pieces(Client, line.as_bytes().chunks(1)));
             assert_eq!(say(&own), own);
-            let foreign = say(&active(third.parse().unwrap()));
+            let foreign = say(&third(scenario.v6));
             assert!(foreign.starts_with("XXXX XXXX"), "{foreign}");
             assert_eq!(say("NOOP\r\n"), "NOOP\r\n");
             assert_eq!(sim.kernel.opened.len(), 0);

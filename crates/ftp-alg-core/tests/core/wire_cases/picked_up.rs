@@ -21,13 +21,13 @@ fn a_command_that_the_policy_refuses_is_refused_on_a_picked_up_connection() {
     everywhere(|mut scenario| {
         scenario.client.nagle = false;
         scenario.policy.auth_tls = AuthTls::Refuse;
-        let third = if scenario.v6 { "[fd99::9]:2200" } else { "10.99.99.99:2200" };
+        let third = third(scenario.v6);
         let client = scenario.translation().client;
         for line in [
-            active(third.parse().unwrap()),
-            active(third.parse().unwrap()).to_lowercase(),
-            active(third.parse().unwrap()).replacen(' ', "  ", 1),
-            format!(" {}", active(third.parse().unwrap())),
+            third.clone(),
+            third.to_lowercase(),
+            third.replacen(' ', "  ", 1),
+            format!(" {third}"),
             active(at(client, 22)),
             active(at(client, scenario.policy.min_data_port - 1)),
             "PORT 10,0,x\r\n".into(),

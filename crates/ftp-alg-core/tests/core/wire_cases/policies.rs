@@ -86,8 +86,7 @@ fn replace_foreign_address_affects_only_foreign_addresses_of_servers() {
         let mut sim = Sim::logged_in(with_known_server(scenario.clone(), None, true));
         let [said, seen] = sim.passive(5000);
         assert_eq!(sim.exchange("PASV\r\n", &said).1, seen);
-        let third = if scenario.v6 { "[2001:db8:66::66]:5000" } else { "198.18.6.6:5000" };
-        let line = active(endpoint(third));
+        let line = third(scenario.v6);
         assert_eq!(sim.tell(Client, &line), crossed_out(&line));
         let is_replaced = |decision: &String| decision.contains("foreign address");
         assert!(!sim.decisions().iter().any(is_replaced), "{}", sim.summary());

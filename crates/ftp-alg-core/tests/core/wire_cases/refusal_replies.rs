@@ -4,13 +4,6 @@ use super::*;
 
 const BOUNCE: &str = "PORT 10,99,99,99,21,179\r\n";
 
-/// A scenario in which each write is a segment of its own.
-fn without_nagle(nat: Nat) -> Scenario {
-    let mut scenario = with(nat);
-    (scenario.client.nagle, scenario.server.nagle) = (false, false);
-    scenario
-}
-
 /// The scenarios in which a passive reply is refused if nothing can be opened.
 fn where_nat_hides_the_server(test: impl Fn(Scenario)) {
     everywhere(|scenario| {
