@@ -56,22 +56,14 @@ fn one_syn_is_admitted_from_any_port() {
 }
 
 #[test]
-fn no_syn_is_admitted_after_the_deadline() {
-    let mut scene = Scene::new();
-    for deadline in [0, now() - 1] {
-        scene.set_pinhole(KEY, pinhole(deadline));
-        assert!(!is_admitted(&scene, &syn(KEY)), "{deadline}");
-        assert_eq!(scene.pinhole(KEY), Some(pinhole(deadline)));
-    }
-}
-
-#[test]
-fn a_reserved_pinhole_admits_nothing() {
+fn a_pinhole_that_is_over_or_reserved_admits_nothing() {
     let mut scene = Scene::new();
     let reserved = Pinhole { flow: 0, ..pinhole(u64::MAX) };
-    scene.set_pinhole(KEY, reserved);
-    assert!(!is_admitted(&scene, &syn(KEY)));
-    assert_eq!(scene.pinhole(KEY), Some(reserved));
+    for closed in [pinhole(0), pinhole(now() - 1), reserved] {
+        scene.set_pinhole(KEY, closed);
+        assert!(!is_admitted(&scene, &syn(KEY)), "{closed:?}");
+        assert_eq!(scene.pinhole(KEY), Some(closed));
+    }
 }
 
 #[test]
@@ -151,6 +143,12 @@ fn a_syn_from_elsewhere_does_not_consume_the_pinhole() {
     assert!(!is_admitted(&scene, &from(5001)), "one connection");
     let taken = Pinhole { elsewhere_port: 5000_u16.to_be().into(), ..elsewhere };
     assert_eq!(scene.pinhole(KEY), Some(taken));
+    // The pinhole of another line is not for its retransmission.
+    let other = Pinhole { line: 4, ..elsewhere };
+    scene.set_pinhole(KEY, other);
+    assert!(!is_admitted(&scene, &from(5000)));
+    assert_eq!(scene.pinhole(KEY), Some(other));
+    assert!(is_admitted(&scene, &from(20_000)));
     scene.set_pinhole(KEY, Pinhole { interface: LOOPBACK, ..taken });
     assert!(is_admitted(&scene, &from(5001)), "where the initiator is");
     assert_eq!(scene.pinhole(KEY), None);

@@ -101,22 +101,6 @@ fn a_syn_is_known_for_two_minutes() {
     assert!(is_admitted(&scene, &syn(KEY)));
 }
 
-/// The kernel may have dropped it, so its own pinhole admits it again.
-#[test]
-fn a_syn_from_elsewhere_is_retransmitted_to_its_own_pinhole_alone() {
-    let mut scene = Scene::new();
-    let elsewhere = |line| Pinhole { interface: OTHER_INTERFACE, ..numbered(line) };
-    scene.set_pinhole(KEY, elsewhere(3));
-    assert!(is_admitted(&scene, &syn(KEY)));
-    assert!(is_admitted(&scene, &syn(KEY)));
-    scene.set_pinhole(KEY, elsewhere(4));
-    assert!(!is_admitted(&scene, &syn(KEY)));
-    assert_eq!(scene.pinhole(KEY), Some(elsewhere(4)));
-    let mut other = syn(KEY);
-    other.source.set_port(20_000);
-    assert!(is_admitted(&scene, &other));
-}
-
 #[test]
 fn more_syns_than_the_map_has_room_for_are_admitted() {
     let mut scene = Scene::new();
