@@ -161,26 +161,16 @@ fn a_bridge_whose_ports_run_the_rules_has_no_program() {
 }
 
 #[test]
-fn an_interface_in_another_namespace_is_ignored() {
-    let Some((lab, pins)) = lab_with_pins() else { return };
-    lab.on_gateway(|| {
-        let path = pins.load();
-        update_attachments(&path);
-        lab.gateway_sh(&format!("ip link set lan netns {}", lab.client.namespace()));
-        assert_eq!(update_attachments(&path), name_set(&["wan"]));
-        assert!(!inside(&lab.client, || is_attached("lan")));
-        path.remove().unwrap();
-    });
-}
-
-#[test]
-fn removed_pins_stop_no_daemon() {
+fn removed_pins_and_interfaces_that_leave_stop_no_daemon() {
     let Some((lab, pins)) = lab_with_pins() else { return };
     lab.on_gateway(|| {
         let path = pins.load();
         fs::remove_dir_all(&pins.0).unwrap();
         assert_eq!(update_attachments(&path), name_set(&["lan", "wan"]));
         path.hand_over(1, tuples(), &flow()).unwrap();
+        lab.gateway_sh(&format!("ip link set lan netns {}", lab.client.namespace()));
+        assert_eq!(update_attachments(&path), name_set(&["wan"]));
+        assert!(!inside(&lab.client, || is_attached("lan")));
         path.remove().unwrap();
         assert_eq!(attached_interfaces(&lab), name_set(&[]));
     });

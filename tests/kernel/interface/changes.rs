@@ -180,27 +180,6 @@ fn refused_openings_do_not_hinder_the_others() {
 }
 
 #[test]
-fn what_earlier_pinholes_left_is_replaced_in_the_same_transaction() {
-    let mut place = Place::new();
-    let [mut this, mut older] = place.writers();
-    for round in 0..6 {
-        let holes: Vec<_> = (0..10)
-            .map(|number| {
-                let target = at(SERVER, 4000 + (number + round) % 3);
-                let source = if (number + round) % 2 == 0 { EXTERNAL } else { EXTERNAL2 };
-                let arrival = at(SERVER2, 50_000 + number);
-                PinholeEnds { target, source: ip(source), ..pinhole(CLIENT, arrival) }
-            })
-            .collect();
-        let writer = if round % 3 == 0 { &mut this } else { &mut older };
-        assert_eq!(place.change(writer, &[], &holes), 10);
-        assert_eq!((round, place.refused()), (round, vec![]));
-        // Their translations stay behind.
-        place.lab.gateway_sh("nft flush set inet ftp_alg pinholes4");
-    }
-}
-
-#[test]
 fn leftovers_of_a_used_pinhole_are_replaced() {
     let place = Place::new();
     place.lab.drop_by_default();

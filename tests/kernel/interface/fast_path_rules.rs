@@ -133,69 +133,49 @@ impl Drop for Ready {
 /// Another initiator and target, and a source that stays as it is.
 const UNCHANGED: (&str, &str, &str) = ("10.9.0.1", "10.9.0.2", "10.9.0.1");
 
-fn flow(passive_mark: u32) -> Flow {
-    Flow { passive_mark, ..program::flow() }
-}
-
 #[test]
-fn only_an_admitted_connection_passes() {
+fn only_an_admitted_connection_passes_with_its_translation() {
     need_tcx!();
+    const EXTERNAL2_6: &str = "2001:db8:2::77";
     let mut ready = Ready::new();
     // Later rules must not see the marks.
     ready.lab.gateway_sh(
         "nft 'table inet later { chain last { type filter hook postrouting priority 300; \
             meta l4proto tcp meta mark != 0 counter drop; }; }'",
     );
-    let mark = ready.acquire(None, None).unwrap().mark;
-    let listener = listen(&ready.lab.server, at(lab::SERVER, 4001));
-    let to = at(lab::SERVER, 4001);
-    assert!(is_silent(&ready.lab.client, lab::CLIENT, to));
-    ready.open(1, &flow(mark), None);
-    let mut client = connect(&ready.lab.client, lab::CLIENT, to);
-    // The operator's masquerading does not translate the connection.
-    let (_, peer) = exchange(&mut client, &listener);
-    assert_eq!(peer, client.local_addr().unwrap());
-    assert!(is_silent(&ready.lab.client, lab::CLIENT, to), "one pinhole, one connection");
-    assert_eq!(ready.path().counters().unwrap().admitted, 1);
-
-    // The source is translated as requested.
-    let slot = ready.acquire(None, Some((lab::CLIENT, lab::SERVER, EXTERNAL2))).unwrap();
-    ready.open(2, &flow(slot.mark), None);
-    let mut client = connect(&ready.lab.client, lab::CLIENT, to);
-    let (_, peer) = exchange(&mut client, &listener);
-    assert_eq!(peer.ip().to_string(), EXTERNAL2);
-    let later = ready.lab.gateway_sh("nft list table inet later");
-    assert!(later.contains("packets 0 bytes 0"), "{later}");
-}
-
-#[test]
-fn an_ipv6_connection_is_admitted_and_translated() {
-    need_tcx!();
-    const EXTERNAL2_6: &str = "2001:db8:2::77";
-    let mut ready = Ready::new();
-    let [client, server, external] = [lab::CLIENT6, lab::SERVER6, lab::EXTERNAL6].map(lab::ip);
-    let flow6 = Flow { next_seq: [1000, 2000], ..scene::between(client, external, server, server) };
-    let to = at(lab::SERVER6, 4001);
-    let listener = listen(&ready.lab.server, to);
-    assert!(is_silent(&ready.lab.client, lab::CLIENT6, to));
-    // The source stays, and then it is translated as requested.
-    for (id, source) in [(1, lab::CLIENT6), (2, EXTERNAL2_6)] {
-        let slot = ready.acquire(None, Some((lab::CLIENT6, lab::SERVER6, source))).unwrap();
-        ready.open(id, &Flow { passive_mark: slot.mark, ..flow6 }, None);
-        let mut stream = connect(&ready.lab.client, lab::CLIENT6, to);
-        let (_, peer) = exchange(&mut stream, &listener);
-        assert_eq!(peer.ip(), lab::ip(source));
-        assert!(is_silent(&ready.lab.client, lab::CLIENT6, to), "one pinhole, one connection");
-        ready.translations.release(&slot);
+    for (client, server, other_source) in
+        [(lab::CLIENT, lab::SERVER, EXTERNAL2), (lab::CLIENT6, lab::SERVER6, EXTERNAL2_6)]
+    {
+        let [own, other] = [client, server].map(lab::ip);
+        let flow = Flow { next_seq: [1000, 2000], ..scene::between(own, own, other, other) };
+        let to = at(server, 4001);
+        let listener = listen(&ready.lab.server, to);
+        assert!(is_silent(&ready.lab.client, client, to));
+        // The source stays although the operator masquerades, and then it is translated as requested.
+        for (id, source) in [(1, client), (2, other_source)] {
+            let admitted = ready.path().counters().unwrap().admitted;
+            let slot = ready.acquire(None, Some((client, server, source))).unwrap();
+            ready.open(id, &Flow { passive_mark: slot.mark, ..flow }, None);
+            let mut stream = connect(&ready.lab.client, client, to);
+            let (_, peer) = exchange(&mut stream, &listener);
+            assert_eq!(peer.ip(), lab::ip(source));
+            assert!(is_silent(&ready.lab.client, client, to), "one pinhole, one connection");
+            assert_eq!(ready.path().counters().unwrap().admitted, admitted + 1);
+            ready.translations.release(&slot);
+        }
     }
+    let [client, server, external] = [lab::CLIENT6, lab::SERVER6, lab::EXTERNAL6].map(lab::ip);
     let source = (lab::SERVER6, lab::CLIENT6, "2001:db8:1::1");
     let slot = ready.acquire(Some(lab::CLIENT6), Some(source)).unwrap();
-    let active = Flow { active_mark: slot.mark, adjusted: 1, ..flow6 };
+    let flow = scene::between(client, external, server, server);
+    let active = Flow { next_seq: [1000, 2000], active_mark: slot.mark, adjusted: 1, ..flow };
     let listener = listen(&ready.lab.client, at(lab::CLIENT6, 4001));
     ready.open(3, &active, Some(b"EPRT |2|2001:db8:1::2|4001|\r\n"));
     let mut stream = connect(&ready.lab.server, lab::SERVER6, at(lab::EXTERNAL6, 4001));
     let (_, peer) = exchange(&mut stream, &listener);
     assert_eq!(peer.ip(), lab::ip(source.2));
+    let later = ready.lab.gateway_sh("nft list table inet later");
+    assert!(later.contains("packets 0 bytes 0"), "{later}");
 }
 
 #[test]

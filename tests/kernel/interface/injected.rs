@@ -28,7 +28,7 @@ fn injected_packets_take_the_route_of_their_connection() {
         for (version, from, external, to) in
             [("-4", CLIENT, EXTERNAL, SERVER), ("-6", CLIENT6, EXTERNAL6, SERVER6)]
         {
-            let packet = acknowledgement(ip(external), ip(to));
+            let packet = segment(ip(external), ip(to), b"");
             let mut send = |from: &str, mark| injector.inject(&packet, ip(from), mark).is_ok();
             for rule in ["fwmark 0x0800/0x0f00".to_owned(), format!("from {from}")] {
                 assert!(send(from, 0x0800) && send(from, 0));
@@ -47,7 +47,7 @@ fn injected_packets_take_the_route_of_their_connection() {
 }
 
 /// A packet with the addresses that its recipient knows.
-fn acknowledgement(from: IpAddr, to: IpAddr) -> Vec<u8> {
+pub fn segment(from: IpAddr, to: IpAddr, payload: &[u8]) -> Vec<u8> {
     let mut packet = Vec::new();
     let builder = match (from, to) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {
@@ -58,6 +58,6 @@ fn acknowledgement(from: IpAddr, to: IpAddr) -> Vec<u8> {
         }
         _ => panic!("two families"),
     };
-    builder.tcp(1025, 21, 7, 1000).ack(8).write(&mut packet, b"").unwrap();
+    builder.tcp(1025, 21, 7, 1000).ack(8).write(&mut packet, payload).unwrap();
     packet
 }
