@@ -13,9 +13,13 @@ fn pages() -> (tempfile::TempDir, [PathBuf; 3]) {
 }
 
 #[test]
-fn the_pages_are_well_formed() {
+fn the_pages_are_well_formed_and_name_this_version() {
     let (_directory, pages) = pages();
+    let version = format!("\"ftp-alg {}\"", env!("CARGO_PKG_VERSION"));
     for page in pages {
+        let text = fs::read_to_string(&page).unwrap();
+        let title = text.lines().find(|line| line.starts_with(".TH ")).unwrap();
+        assert!(title.contains(&version), "{}: {title}", page.display());
         let page = page.to_str().unwrap();
         let lint = run("mandoc", &["-T", "lint", "-W", "warning", page]);
         assert!(lint.status.success() && said(&lint).is_empty(), "{}", said(&lint));
@@ -24,17 +28,6 @@ fn the_pages_are_well_formed() {
             &["--warnings", "--local-file", "--encoding=UTF-8", "--troff-device=utf8", page],
         );
         assert!(rendered.stderr.is_empty(), "{}", said(&rendered));
-    }
-}
-
-#[test]
-fn the_pages_name_this_version() {
-    let (_directory, pages) = pages();
-    let version = format!("\"ftp-alg {}\"", env!("CARGO_PKG_VERSION"));
-    for page in pages {
-        let text = fs::read_to_string(&page).unwrap();
-        let title = text.lines().find(|line| line.starts_with(".TH ")).unwrap();
-        assert!(title.contains(&version), "{}: {title}", page.display());
     }
 }
 
