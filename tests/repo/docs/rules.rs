@@ -36,15 +36,27 @@ fn in_namespace(lines: &str, input: &str, what: &str) {
     assert!(output.status.success() || is_missing, "{what}: {said}{input}");
 }
 
+/// Loads one rule of nftables, or one of iptables with its chain.
+fn load_rule(rule: &str, what: &str) {
+    if rule.starts_with("-A ") {
+        in_namespace("iptables-restore --test", &format!("*filter\n{rule}\nCOMMIT\n"), what);
+    } else {
+        in_namespace(
+            "nft -c -f -",
+            &format!("table inet page {{ chain page {{\n{rule}\n}}\n}}\n"),
+            what,
+        );
+    }
+}
+
 #[test]
 fn blocks_of_nftables_load() {
     let blocks = blocks("nft");
     for block in &blocks {
-        let text = match block.text.contains("table ") {
-            true => block.text.clone(),
-            false => format!("table inet page {{ chain page {{\n{}}}\n}}\n", block.text),
-        };
-        in_namespace("nft -c -f -", &text, &block.name());
+        match block.text.contains("table ") {
+            true => in_namespace("nft -c -f -", &block.text, &block.name()),
+            false => load_rule(&block.text, &block.name()),
+        }
     }
     assert!(blocks.len() > 6, "{} blocks", blocks.len());
 }
@@ -82,15 +94,7 @@ fn rules_of_the_manual_load() {
         assert!(text("README.md").contains(example.as_str()), "{example}");
     }
     let single: Vec<_> = single.iter().flat_map(|example| example.lines()).collect();
-    for rule in &single {
-        if rule.starts_with("-A ") {
-            let rules = format!("*filter\n{rule}\nCOMMIT\n");
-            in_namespace("iptables-restore --test", &rules, rule);
-        } else {
-            let rules = format!("table inet page {{ chain page {{\n{rule}\n}}\n}}\n");
-            in_namespace("nft -c -f -", &rules, rule);
-        }
-    }
+    single.iter().for_each(|rule| load_rule(rule, rule));
     assert!(!whole.is_empty() && single.len() > 8, "{whole:?} {single:?}");
 }
 
@@ -109,14 +113,8 @@ fn rules_in_the_text_load() {
             {
                 continue;
             }
-            let what = format!("{}: {span}", page.display());
-            if is_nft {
-                let rules = format!("table inet page {{ chain page {{\n{span}\n}}\n}}\n");
-                in_namespace("nft -c -f -", &rules, &what);
-            } else {
-                let rules = format!("*filter\n-A FORWARD {span}\nCOMMIT\n");
-                in_namespace("iptables-restore --test", &rules, &what);
-            }
+            let rule = if is_nft { span.to_owned() } else { format!("-A FORWARD {span}") };
+            load_rule(&rule, &format!("{}: {span}", page.display()));
         }
     }
     assert!(seen.len() > 4, "{seen:?}");
