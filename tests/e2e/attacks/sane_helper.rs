@@ -32,7 +32,7 @@ fn no_line_becomes_a_sane_request() {
         let scene = Scene::with(topology, CONNTRACK, &json!({"extra": {line: ANSWER}}));
         let lab = &scene.gateway.lab;
         let host = lab.server_address(family);
-        let steps = [&login()[..], steps, &[pause.clone()]].concat();
+        let steps = [&login()[..], steps, std::slice::from_ref(&pause)].concat();
         let _client = scene.client_of(&lab.client, &json!({"host": host}), &steps);
         let case = format!("{topology} {family}");
         assert_eq!(scene.gateway.daemon.open_pinholes().unwrap(), [""; 0], "{case}");
