@@ -1,5 +1,6 @@
 //! The rules that kube-proxy writes on each node for Services of FTP pods, in the structure that its own unit tests expect
 //! (`TestOverallIPTablesRules`, `TestOverallNFTablesRules`), without its comments, and with fixed names in place of hashes.
+//! Left out are chains that are empty here, and rules for what a node itself sends or is sent.
 
 use std::net::SocketAddr;
 
@@ -48,14 +49,9 @@ pub fn load(mode: ProxyMode, node: &Node, services: &[Service], pods: &[SocketAd
 /// The input of `iptables-restore --noflush`.
 fn iptables(node: &Node, services: &[Service], pods: &[SocketAddr]) -> String {
     let local_pods = node.local(pods);
-    let mut chains = String::new();
-    let [mut externally, mut firewall, mut portals, mut ports, mut own] =
-        [const { String::new() }; 5];
+    let [mut filter, mut chains, mut nat] = [const { String::new() }; 3];
     for Service { name, policy, external, cluster_ip, node_port } in services {
         let [svc, ext, fw, svl] = ["SVC", "EXT", "FW", "SVL"].map(|of| format!("KUBE-{of}-{name}"));
-        for chain in [&svc, &ext, &fw, &svl] {
-            chains += &format!(":{chain} -\n");
-        }
         // One of the pods by chance, the last one if it is none of the others.
         let choose = |chain: &str, pods: &[SocketAddr]| {
             let rules = pods.iter().enumerate().map(|(at, pod)| {
@@ -67,56 +63,45 @@ fn iptables(node: &Node, services: &[Service], pods: &[SocketAddr]) -> String {
             });
             rules.collect::<String>()
         };
-        portals += &format!("-A KUBE-SERVICES -d {cluster_ip} -p tcp --dport 21 -j {svc}\n");
-        portals += &format!("-A KUBE-SERVICES -d {external} -p tcp --dport 21 -j {fw}\n");
-        ports += &format!("-A KUBE-NODEPORTS -p tcp --dport {node_port} -j {ext}\n");
-        own += &format!("-A {fw} -s {CLIENTS} -j {ext}\n");
-        firewall += &format!("-A KUBE-PROXY-FIREWALL -d {external} -p tcp --dport 21 -j DROP\n");
-        match policy {
-            Policy::Cluster => own += &format!("-A {ext} -j KUBE-MARK-MASQ\n-A {ext} -j {svc}\n"),
-            Policy::Local => {
-                own += &format!("-A {ext} -s {PODS} -j {svc}\n");
-                own += &format!("-A {ext} -m addrtype --src-type LOCAL -j KUBE-MARK-MASQ\n");
-                own += &format!("-A {ext} -m addrtype --src-type LOCAL -j {svc}\n");
-                if !local_pods.is_empty() {
-                    own += &format!("-A {ext} -j {svl}\n{}", choose(&svl, &local_pods));
-                } else {
-                    let drop = format!("-d {external} -p tcp --dport 21 -j DROP");
-                    externally += &format!("-A KUBE-EXTERNAL-SERVICES {drop}\n");
-                }
-            }
-        }
-        let masquerade = "-p tcp --dport 21 -j KUBE-MARK-MASQ";
-        own += &format!("-A {svc} -d {cluster_ip} ! -s {PODS} {masquerade}\n");
-        own += &choose(&svc, pods);
+        let outside = match policy {
+            Policy::Cluster => format!("-A {ext} -j KUBE-MARK-MASQ\n-A {ext} -j {svc}"),
+            Policy::Local => format!(
+                "-A {ext} -s {PODS} -j {svc}
+-A {ext} -m addrtype --src-type LOCAL -j KUBE-MARK-MASQ
+-A {ext} -m addrtype --src-type LOCAL -j {svc}
+-A {ext} -j {svl}"
+            ),
+        };
+        filter += &format!("-A KUBE-PROXY-FIREWALL -d {external} -p tcp --dport 21 -j DROP\n");
+        chains += &format!(":{svc} -\n:{ext} -\n:{fw} -\n:{svl} -\n");
+        nat += &format!(
+            "-A KUBE-SERVICES -d {cluster_ip} -p tcp --dport 21 -j {svc}
+-A KUBE-SERVICES -d {external} -p tcp --dport 21 -j {fw}
+-A KUBE-NODEPORTS -p tcp --dport {node_port} -j {ext}
+-A {fw} -s {CLIENTS} -j {ext}
+{outside}
+-A {svc} -d {cluster_ip} ! -s {PODS} -p tcp --dport 21 -j KUBE-MARK-MASQ
+"
+        );
+        nat += &(choose(&svc, pods) + &choose(&svl, &local_pods));
         for pod in pods {
-            let sep = format!("KUBE-SEP-{name}-{}", pod.ip());
-            chains += &format!(":{sep} -\n");
-            own += &format!("-A {sep} -s {} -j KUBE-MARK-MASQ\n", pod.ip());
-            own += &format!("-A {sep} -p tcp -j DNAT --to-destination {pod}\n");
+            let ip = pod.ip();
+            chains += &format!(":KUBE-SEP-{name}-{ip} -\n");
+            nat += &format!(
+                "-A KUBE-SEP-{name}-{ip} -s {ip} -j KUBE-MARK-MASQ
+-A KUBE-SEP-{name}-{ip} -p tcp -j DNAT --to-destination {pod}
+"
+            );
         }
     }
     format!(
         "*filter
-:KUBE-EXTERNAL-SERVICES -
-:KUBE-FIREWALL -
 :KUBE-FORWARD -
-:KUBE-NODEPORTS -
 :KUBE-PROXY-FIREWALL -
-:KUBE-SERVICES -
 -A INPUT -m conntrack --ctstate NEW -j KUBE-PROXY-FIREWALL
--A INPUT -j KUBE-NODEPORTS
--A INPUT -m conntrack --ctstate NEW -j KUBE-EXTERNAL-SERVICES
--A INPUT -j KUBE-FIREWALL
 -A FORWARD -m conntrack --ctstate NEW -j KUBE-PROXY-FIREWALL
 -A FORWARD -j KUBE-FORWARD
--A FORWARD -m conntrack --ctstate NEW -j KUBE-SERVICES
--A FORWARD -m conntrack --ctstate NEW -j KUBE-EXTERNAL-SERVICES
--A OUTPUT -m conntrack --ctstate NEW -j KUBE-PROXY-FIREWALL
--A OUTPUT -m conntrack --ctstate NEW -j KUBE-SERVICES
--A OUTPUT -j KUBE-FIREWALL
-{externally}{firewall}\
--A KUBE-FIREWALL -d 127.0.0.0/8 ! -s 127.0.0.0/8 -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP
+{filter}\
 -A KUBE-FORWARD -m conntrack --ctstate INVALID -j DROP
 -A KUBE-FORWARD -m mark --mark 0x4000/0x4000 -j ACCEPT
 -A KUBE-FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
@@ -128,15 +113,14 @@ COMMIT
 :KUBE-SERVICES -
 {chains}\
 -A PREROUTING -j KUBE-SERVICES
--A OUTPUT -j KUBE-SERVICES
 -A POSTROUTING -j KUBE-POSTROUTING
-{ports}{portals}\
+{nat}\
 -A KUBE-SERVICES -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS
 -A KUBE-MARK-MASQ -j MARK --or-mark 0x4000
 -A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN
 -A KUBE-POSTROUTING -j MARK --xor-mark 0x4000
 -A KUBE-POSTROUTING -j MASQUERADE --random-fully
-{own}COMMIT
+COMMIT
 "
     )
 }
@@ -144,8 +128,7 @@ COMMIT
 fn nftables(node: &Node, services: &[Service], pods: &[SocketAddr]) -> String {
     let local_pods = node.local(pods);
     let mut chains = String::new();
-    let [mut clusters, mut external_ips, mut ports, mut firewall, mut absent] =
-        [const { Vec::new() }; 5];
+    let [mut clusters, mut external_ips, mut ports, mut firewall] = [const { Vec::new() }; 4];
     for Service { name, policy, external, cluster_ip, node_port } in services {
         clusters.push((*cluster_ip).to_owned());
         external_ips.push(format!("{cluster_ip} . tcp . 21 : goto service-{name}"));
@@ -160,31 +143,25 @@ fn nftables(node: &Node, services: &[Service], pods: &[SocketAddr]) -> String {
             format!("numgen random mod {} vmap {{ {} }}", pods.len(), all.join(", "))
         };
         for pod in pods {
+            let ip = pod.ip();
             chains += &format!(
-                "chain endpoint-{name}-{} {{
-ip saddr {} jump mark-for-masquerade
+                "chain endpoint-{name}-{ip} {{
+ip saddr {ip} jump mark-for-masquerade
 meta l4proto tcp dnat to {pod}
 }}
-",
-                pod.ip(),
-                pod.ip()
+"
             );
         }
         let outside = match policy {
             Policy::Cluster => format!("jump mark-for-masquerade\ngoto service-{name}"),
             Policy::Local => {
-                let local = if local_pods.is_empty() {
-                    absent.push(format!("{external} . tcp . 21 : drop"));
-                    String::new()
-                } else {
-                    chains += &format!("chain local-{name} {{ {}; }}\n", choose(&local_pods));
-                    format!("goto local-{name}")
-                };
+                let local = (!local_pods.is_empty()).then(|| choose(&local_pods));
                 format!(
                     "ip saddr {PODS} goto service-{name}
 fib saddr type local jump mark-for-masquerade
 fib saddr type local goto service-{name}
-{local}"
+{}",
+                    local.unwrap_or_default()
                 )
             }
         };
@@ -203,77 +180,40 @@ ip saddr != {{ {CLIENTS} }} drop
             choose(pods)
         );
     }
-    let elements = |all: &[String]| match all {
-        [] => String::new(),
-        all => format!("elements = {{ {} }}", all.join(", ")),
-    };
-    let [clusters, external_ips, ports, firewall, absent] =
-        [clusters, external_ips, ports, firewall, absent].map(|all| elements(&all));
+    let [clusters, external_ips, ports, firewall] = [clusters, external_ips, ports, firewall]
+        .map(|all| format!("elements = {{ {} }}", all.join(", ")));
     let address = node.address;
     format!(
         "table ip kube-proxy {{
 set cluster-ips {{ type ipv4_addr; {clusters}; }}
 set nodeport-ips {{ type ipv4_addr; elements = {{ {address} }}; }}
 chain mark-for-masquerade {{ mark set mark or 0x4000; }}
-chain reject-chain {{ reject; }}
 {chains}
 map firewall-ips {{ type ipv4_addr . inet_proto . inet_service : verdict; {firewall}; }}
-map no-endpoint-nodeports {{ type inet_proto . inet_service : verdict; }}
-map no-endpoint-services {{ type ipv4_addr . inet_proto . inet_service : verdict; {absent}; }}
 map service-ips {{ type ipv4_addr . inet_proto . inet_service : verdict; {external_ips}; }}
 map service-nodeports {{ type inet_proto . inet_service : verdict; {ports}; }}
+chain filter-prerouting-pre-dnat {{
+type filter hook prerouting priority -110
+ct state new ip daddr . meta l4proto . th dport vmap @firewall-ips
+}}
 chain cluster-ips-check {{
 ip daddr @cluster-ips reject
 ip daddr {{ {CLUSTER_IPS} }} drop
 }}
-chain firewall-check {{ ip daddr . meta l4proto . th dport vmap @firewall-ips; }}
-chain service-endpoints-check {{ ip daddr . meta l4proto . th dport vmap @no-endpoint-services; }}
-chain nodeport-endpoints-check {{
-ip daddr @nodeport-ips meta l4proto . th dport vmap @no-endpoint-nodeports
-}}
-chain services {{
-ip daddr . meta l4proto . th dport vmap @service-ips
-ip daddr @nodeport-ips meta l4proto . th dport vmap @service-nodeports
-}}
-chain masquerading {{
-mark and 0x4000 == 0 return
-mark set mark xor 0x4000
-masquerade fully-random
-}}
-chain filter-prerouting-pre-dnat {{
-type filter hook prerouting priority -110
-ct state new jump firewall-check
-}}
-chain filter-output-pre-dnat {{
-type filter hook output priority -110
-ct state new jump firewall-check
-}}
-chain filter-input {{
-type filter hook input priority 0
-ct state new jump nodeport-endpoints-check
-ct state new jump service-endpoints-check
-}}
 chain filter-forward {{
 type filter hook forward priority 0
-ct state new jump service-endpoints-check
-ct state new jump cluster-ips-check
-}}
-chain filter-output {{
-type filter hook output priority 0
-ct state new jump service-endpoints-check
 ct state new jump cluster-ips-check
 }}
 chain nat-prerouting {{
 type nat hook prerouting priority -100
-jump services
-}}
-chain nat-output {{
-type nat hook output priority -100
-jump services
+ip daddr . meta l4proto . th dport vmap @service-ips
+ip daddr @nodeport-ips meta l4proto . th dport vmap @service-nodeports
 }}
 chain nat-postrouting {{
 type nat hook postrouting priority 100
-jump masquerading
+mark and 0x4000 == 0 return
+mark set mark xor 0x4000
+masquerade fully-random
 }}
 }}
 "

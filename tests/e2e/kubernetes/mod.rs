@@ -13,6 +13,8 @@ use kube_proxy::{ProxyMode, Service};
 use crate::common::*;
 
 const CONFIGURATION: &str = include_str!("../../../packaging/kubernetes/ftp-alg.toml");
+/// The back end of the manifest, and its configuration.
+const MANIFEST: (&str, &str) = ("conntrack", CONFIGURATION);
 const DAEMON_SET: &str = include_str!("../../../packaging/kubernetes/daemonset.yaml");
 const VERBS: [Verb; 4] = [Verb::Pasv, Verb::Epsv, Verb::Port, Verb::Eprt];
 
@@ -61,11 +63,16 @@ fn failures(host: &Host, server: &Server, endpoint: SocketAddr, verbs: &[Verb]) 
 }
 
 /// Transfers from outside through each way in, and from a pod of the other node.
-fn assert_all_ways_work(mode: ProxyMode, cni: Cni, kind: ServerKind) {
+fn assert_all_ways_work(
+    mode: ProxyMode,
+    cni: Cni,
+    kind: ServerKind,
+    (backend, configuration): (&str, &str),
+) {
     let cluster = Cluster::new(mode, cni);
     let lab = &cluster.lab;
     let server = Server::start(kind, &lab.server).unwrap();
-    let daemons = daemons_of(lab, CONFIGURATION);
+    let daemons = daemons_of(lab, configuration);
     let nodes = cluster.nodes();
     let outside = Capture::start(&lab.outsider, "eth0", "tcp").unwrap();
     let mut failed = Vec::new();
@@ -85,7 +92,7 @@ fn assert_all_ways_work(mode: ProxyMode, cni: Cni, kind: ServerKind) {
         let cluster_ip = SocketAddr::new(service.cluster_ip.parse().unwrap(), 21);
         failed.extend(failures(&lab.client, &server, cluster_ip, &[Verb::Pasv, Verb::Port]));
     }
-    assert_all_carried(lab, &daemons, "conntrack", &failed);
+    assert_all_carried(lab, &daemons, backend, &failed);
 
     // The client sees nothing but the addresses to which it connected.
     let outside = outside.finish().unwrap();
@@ -100,14 +107,14 @@ fn assert_all_ways_work(mode: ProxyMode, cni: Cni, kind: ServerKind) {
 
 #[test]
 fn services_of_the_iptables_mode_need_port_21_alone() {
-    assert_all_ways_work(ProxyMode::Iptables, Cni::Bridge, ServerKind::Vsftpd);
-    assert_all_ways_work(ProxyMode::Iptables, Cni::Routed, ServerKind::PureFtpd);
+    assert_all_ways_work(ProxyMode::Iptables, Cni::Bridge, ServerKind::Vsftpd, MANIFEST);
+    assert_all_ways_work(ProxyMode::Iptables, Cni::Routed, ServerKind::PureFtpd, MANIFEST);
 }
 
 #[test]
 fn services_of_the_nftables_mode_need_port_21_alone() {
-    assert_all_ways_work(ProxyMode::Nftables, Cni::Bridge, ServerKind::Vsftpd);
-    assert_all_ways_work(ProxyMode::Nftables, Cni::Routed, ServerKind::Pyftpdlib);
+    assert_all_ways_work(ProxyMode::Nftables, Cni::Bridge, ServerKind::Vsftpd, MANIFEST);
+    assert_all_ways_work(ProxyMode::Nftables, Cni::Routed, ServerKind::Pyftpdlib, MANIFEST);
 }
 
 /// With the back end `nftables`, a data connection is new to every rule.
@@ -145,16 +152,8 @@ fn a_network_policy_for_port_21_drops_passive_data_connections_by_mark() {
 /// A bridge without network policies accepts all that goes to pods.
 #[test]
 fn a_bridge_without_network_policies_works_by_mark() {
-    let cluster = Cluster::new(ProxyMode::Iptables, Cni::Bridge);
-    let lab = &cluster.lab;
-    let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
-    let daemons = daemons_of(lab, NFTABLES);
-    let mut failed = Vec::new();
-    for entry in entries(&cluster.nodes()) {
-        let external = entry.external(&cluster);
-        failed.extend(failures(&lab.outsider, &server, external, &VERBS));
-    }
-    assert_all_carried(lab, &daemons, "nftables", &failed);
+    let by_mark = ("nftables", NFTABLES);
+    assert_all_ways_work(ProxyMode::Iptables, Cni::Bridge, ServerKind::Vsftpd, by_mark);
 }
 
 /// Steps of a passive and an active transfer of the outsider, which listens on `port`.
