@@ -148,10 +148,8 @@ fn a_taken_group_costs_the_bytes_alone() {
     let rules = gateway.lab.gateway.run("nft", &["list", "table", "inet", "ftp_alg"]).unwrap();
     assert!(!rules.stdout_text().contains("log group"));
     let server = Server::start(ServerKind::Vsftpd, &gateway.lab.server).unwrap();
-    let (address, client) = (gateway.lab.server_address(V4), &gateway.lab.client);
-    for mode in [Mode::Active, Mode::Passive] {
-        let transfer = Transfer::new(ClientProgram::Curl, client, &server, address, mode);
-        transfer.upload(&mode.to_string(), b"12345").unwrap();
+    for mode in MODES {
+        curl(&gateway.lab, &server, mode).upload(&mode.to_string(), b"12345").unwrap();
         let line = wait_for_line(&gateway, &["STOR", &format!("/{mode} in ")]);
         assert!(line.ends_with(": 226"), "{line}");
     }
@@ -235,18 +233,10 @@ fn a_running_transfer_that_the_kernel_forgets_is_reported() {
     let (user, password) = server.login();
     let url = format!("ftp://{}/pub/long", gateway.lab.server_address(V4));
     let mut held = Vec::new();
-    for (mode, more) in [("passive", &[][..]), ("active", &["--ftp-port", "-", "--disable-eprt"])] {
-        let mut curl = gateway.lab.client.command("curl");
-        curl.args([
-            "--silent",
-            "--output",
-            "/dev/null",
-            "--limit-rate",
-            "50k",
-            "--max-time",
-            "120",
-        ]);
-        curl.args(["--user", &format!("{user}:{password}"), "--disable-epsv"]).args(more).arg(&url);
+    for (mode, more) in [("passive", ""), ("active", "--ftp-port - --disable-eprt")] {
+        let options = "--silent --output /dev/null --limit-rate 50k --max-time 120 --disable-epsv";
+        let mut curl = gateway.lab.client.command("sh");
+        curl.args(["-c", &format!("exec curl {options} --user {user}:{password} {more} {url}")]);
         held.push(gateway.lab.client.start(curl, mode).unwrap());
     }
     wait_for("running transfers", || gateway.count("pinholes_used") == 2);

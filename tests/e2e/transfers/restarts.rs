@@ -10,35 +10,14 @@ fn follow(gateway: &Gateway, name: &str, options: &[&str]) -> BackgroundProcess 
     gateway.lab.gateway.start(command, name).unwrap()
 }
 
-/// The next daemon knows the user, and sees the data connection.
-#[test]
-fn the_user_survives_a_killed_daemon() {
-    let mode = Mode::Passive;
-    let mut gateway = gateway(Topology::Masquerade);
-    let lab = &gateway.lab;
-    let server = Server::start(ServerKind::Proftpd, &lab.server).unwrap();
-    server.put("half.csv", b"12345").unwrap();
-    let address = lab.server_address(V4);
-    let held = HeldClient::start(&lab.client, &server, address, mode, "half.csv").unwrap();
-    gateway.daemon.kill();
-    gateway.start_again("");
-    assert_eq!(held.release().unwrap(), 5);
-    let (user, _) = server.login();
-    let who = format!("{user}@192.168.150.80 RETR");
-    wait_for_line(&gateway, &[&who, "pub/half.csv "]);
-}
-
 /// A follower gets each event while it happens, also over a restart, and one that began late gets what is stored.
 #[test]
 fn events_are_followed() {
     let mut gateway = gateway(Topology::Masquerade);
     let server = Server::start(ServerKind::Vsftpd, &gateway.lab.server).unwrap();
     let follower = follow(&gateway, "events", &[]);
-    let address = gateway.lab.server_address(V4);
-    let client = &gateway.lab.client.clone();
-    let transfer = Transfer::new(ClientProgram::Curl, client, &server, address, Mode::Passive);
     for name in ["before", "after"] {
-        transfer.upload(name, b"12345").unwrap();
+        curl(&gateway.lab, &server, Mode::Passive).upload(name, b"12345").unwrap();
         wait_for(name, || follower.log().contains(&format!("/{name} 5 B in ")));
         if name == "before" {
             wait_for("the last event", || follower.log().contains("session ended"));
@@ -64,20 +43,26 @@ fn a_daemon_that_ends_reports_what_has_just_ended() {
     assert!(line.ends_with(": 226"), "{line}");
 }
 
-/// As during an upgrade: the daemon that begins has not seen the connection's first packets.
+/// As during an upgrade: the daemon that begins has not seen the connection's first packets, but knows the user.
 #[test]
 fn a_transfer_that_goes_on_over_a_restart_has_no_bytes_but_its_name() {
-    const SIZE: usize = 1_000_000;
-    let mut gateway = gateway(Topology::Masquerade);
-    let end = [reply(), gate(), drain(), reply()];
-    let (_server, client) = start_download(&gateway, ServerKind::Vsftpd, SIZE, &end);
-    assert!(gateway.daemon.stop().unwrap().success());
-    gateway.start_again("");
-    assert_eq!(client.release().error, None);
-    wait_for("the transfer", || gateway.events("transfer").len() == 1);
-    let transfer = &gateway.events("transfer")[0];
-    assert_eq!((&transfer["bytes"], &transfer["result"]), (&json!(null), &json!("complete")));
-    assert!(transfer["path"].as_str().unwrap().ends_with("/large"), "{transfer}");
+    for is_killed in [true, false] {
+        let mut gateway = gateway(Topology::Masquerade);
+        let end = [reply(), gate(), drain(), reply()];
+        let (server, client) = start_download(&gateway, ServerKind::Vsftpd, 1_000_000, &end);
+        if is_killed {
+            gateway.daemon.kill();
+        } else {
+            assert!(gateway.daemon.stop().unwrap().success());
+        }
+        gateway.start_again("");
+        assert_eq!(client.release().error, None);
+        wait_for("the transfer", || gateway.events("transfer").len() == 1);
+        let transfer = &gateway.events("transfer")[0];
+        assert_eq!((&transfer["bytes"], &transfer["result"]), (&json!(null), &json!("complete")));
+        assert_eq!(transfer["user"], server.login().0, "{transfer}");
+        assert!(transfer["path"].as_str().unwrap().ends_with("/large"), "{transfer}");
+    }
 }
 
 /// What a killed daemon leaves behind: the next one says how many sessions had a transfer.
