@@ -103,9 +103,7 @@ pub(super) fn forge(
     let [seq, ack] = numbers;
     let plan = json!({"router": router, "from": from, "to": to, "seq": seq, "ack": ack, "ttl": TTL,
                       "line": line});
-    let script = forger.write("forge.py", include_bytes!("forge.py")).unwrap();
-    let arguments = [script.to_str().unwrap(), &plan.to_string()];
-    forger.run("/usr/bin/python3", &arguments).unwrap();
+    python(forger, "forge.py", include_bytes!("forge.py"), &[&plan.to_string()]);
 }
 
 /// Stops what matches `rule` at `host`, until its table `mute` is deleted.

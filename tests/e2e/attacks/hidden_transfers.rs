@@ -4,6 +4,8 @@
 use super::scene::with_each_back_end;
 use crate::common::*;
 
+const HIDE: &[u8] = include_bytes!("hide.py");
+
 /// On the fast path, whose program does not know the window, and off it: conntrack lets such segments pass.
 #[test]
 fn forged_ends_of_data_connections_hide_no_bytes() {
@@ -11,10 +13,8 @@ fn forged_ends_of_data_connections_hide_no_bytes() {
         let gateway = gateway_with(Topology::Masquerade, setup);
         let lab = &gateway.lab;
         let _server = scripted_server(&lab.server, &json!({"body": "x".repeat(7000)}));
-        let script = lab.client.write("hide.py", include_bytes!("hide.py")).unwrap();
         let server = lab.server_address(V4).to_string();
-        let moved = lab.client.run("/usr/bin/python3", &[script.to_str().unwrap(), &server]);
-        let moved = moved.unwrap().stdout_text();
+        let moved = python(&lab.client, "hide.py", HIDE, &[&server]);
         // Which SYN-ACK of a client is the true one is not certain: its handshake may be forged, too.
         let reports = |line: &str| match line.strip_prefix("/syn-ack-STOR-active ") {
             Some(_) => "/syn-ack-STOR-active null".to_owned(),
@@ -45,9 +45,8 @@ fn no_data_connection_is_opened_from_both_ends() {
         let _server = scripted_server(&lab.server, &json!({}));
         let output = "type filter hook output priority 0; tcp flags & rst == rst drop";
         lab.client.nft(&format!("table ip mute {{ chain output {{ {output}; }}; }}")).unwrap();
-        let script = lab.client.write("both_ends.py", include_bytes!("both_ends.py")).unwrap();
-        let words = [script.to_str().unwrap(), &lab.server_address(V4).to_string()];
-        let said = lab.client.run("/usr/bin/python3", &words).unwrap().stdout_text();
+        let server = lab.server_address(V4).to_string();
+        let said = python(&lab.client, "both_ends.py", include_bytes!("both_ends.py"), &[&server]);
         assert_eq!(said.trim(), "silent", "{back_end}");
     });
 }
@@ -57,9 +56,7 @@ fn a_loss_of_copies_is_reported() {
     let gateway = gateway_with(Topology::Masquerade, "");
     let lab = &gateway.lab;
     let _server = scripted_server(&lab.server, &json!({}));
-    let script = lab.client.write("hide.py", include_bytes!("hide.py")).unwrap();
     let [server, daemon] = [lab.server_address(V4).to_string(), gateway.daemon.id().to_string()];
-    let words = [script.to_str().unwrap(), &server, &daemon];
-    lab.client.run("/usr/bin/python3", &words).unwrap();
+    python(&lab.client, "hide.py", HIDE, &[&server, &daemon]);
     wait_for("the event", || gateway.daemon.log().contains("copies were lost"));
 }

@@ -113,6 +113,13 @@ pub fn run_another(
     lab.gateway.finish(command, b"", Duration::from_secs(20)).unwrap()
 }
 
+/// Runs a Python program on `host`, which ends well.
+pub fn python(host: &Host, name: &str, program: &[u8], arguments: &[&str]) -> String {
+    let script = host.write(name, program).unwrap();
+    let arguments = [&[script.to_str().unwrap()], arguments].concat();
+    host.run("/usr/bin/python3", &arguments).unwrap().stdout_text()
+}
+
 /// Sends the daemon a signal, by its name in kill(1).
 pub fn signal(daemon: &Daemon, name: &str) {
     let sent = Command::new("kill").args([&format!("-{name}"), &daemon.id().to_string()]).status();

@@ -1,14 +1,5 @@
 //! A name server on the gateway, and a program under test that asks it.
 
-use std::{
-    fs,
-    os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
-};
-
-use ftp_alg_lab::{BackgroundProcess, Daemon, Host};
-use serde_json::Value;
-
 use super::*;
 
 pub const NAME: &str = "ftp.lab.test";

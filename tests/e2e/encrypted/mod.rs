@@ -155,13 +155,11 @@ fn knocked_ports() -> impl Iterator<Item = u16> {
 
 /// The ports of [`knocked_ports`] at which `target` answers `host`.
 fn answers(host: &Host, target: &str, source: &str) -> Vec<u16> {
-    let script = host.write("knock.py", include_bytes!("knock.py")).unwrap();
-    let mut arguments = vec![script.display().to_string(), target.to_owned(), source.to_owned()];
-    arguments.extend(knocked_ports().map(|port| port.to_string()));
-    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let done = host.run("python3", &arguments).unwrap();
-    let ports: BTreeSet<u16> =
-        done.stdout_text().lines().map(|line| line.parse().unwrap()).collect();
+    let ports: Vec<String> = knocked_ports().map(|port| port.to_string()).collect();
+    let mut arguments = vec![target, source];
+    arguments.extend(ports.iter().map(String::as_str));
+    let answered = python(host, "knock.py", include_bytes!("knock.py"), &arguments);
+    let ports: BTreeSet<u16> = answered.lines().map(|line| line.parse().unwrap()).collect();
     ports.into_iter().collect()
 }
 
