@@ -80,44 +80,40 @@ fn a_session_opens_the_ports_of_its_server_to_its_client_alone() {
 
 #[test]
 fn two_sessions_of_a_client_share_the_ports_until_the_last_one_ends() {
-    let topology = Topology::PublishedServer;
-    let case = topology.to_string();
-    let scene = Scene::new(topology, ServerKind::Proftpd, ClientTls::Explicit);
+    let scene = Scene::new(Topology::PublishedServer, ServerKind::Proftpd, ClientTls::Explicit);
     scene.server.put("file", b"the body").unwrap();
     let download = (begin_download("EPSV", "file"), end_download(), reply());
     let first = scene.client(V4, gate());
     let mut second = scene.client(V4, (gate(), &download, gate(), &download));
     drop(first);
     wait_for("one session", || scene.gateway.daemon.sessions().unwrap().len() == 1);
-    scene.assert_open(&case);
+    scene.assert_open("behind the first");
     second.reach_next_gate();
-    scene.assert_open(&case);
-    second.release().ok_in(&case);
-    scene.wait_until_closed(&case);
+    scene.assert_open("behind a transfer");
+    second.release().ok();
+    scene.wait_until_closed("behind both");
     scene.gateway.assert_tidy();
 }
 
 /// Of all the bytes none is missing. vsftpd goes on without its control connection.
 #[test]
 fn a_data_connection_goes_on_behind_the_end_of_its_control_connection() {
-    let topology = Topology::Masquerade;
-    let scene = Scene::new(topology, ServerKind::Vsftpd, ClientTls::Explicit);
+    let scene = Scene::new(Topology::Masquerade, ServerKind::Vsftpd, ClientTls::Explicit);
     let body = large_file();
     scene.server.put("large", &body).unwrap();
     let sum = checksum(&scene.lab().gateway, &body);
     for end in ["close", "abort"] {
-        let case = format!("{topology} {end}");
         let begin = begin_download("PASV", "large");
         let steps = (begin, gate(), json!({end: true}), gate(), end_download());
         let mut client = scene.client(V4, steps);
         client.reach_next_gate();
         if end == "abort" {
-            scene.wait_until_closed(&case);
+            scene.wait_until_closed(end);
         }
-        let session = client.release().ok_in(&case);
-        assert_eq!(session.steps.last().unwrap().0, sum, "{case}");
+        let session = client.release().ok_in(end);
+        assert_eq!(session.steps.last().unwrap().0, sum, "{end}");
         // Now vsftpd has closed, too.
-        scene.wait_until_closed(&case);
+        scene.wait_until_closed(end);
     }
     scene.gateway.assert_tidy();
 }
