@@ -239,6 +239,10 @@ mod tests {
         let own = r#""addr": "10.0.0.5""#;
         // Chains have the ports of the jumps to them.
         let jump = format!(r#"{}, {{"jump": {{"target": "b"}}}}"#, is("80"));
+        let to_b = |first: u16| {
+            let ports = format!(r#"{{"range": [{first}, {}]}}"#, first + 10);
+            format!(r#"{}, {{"jump": {{"target": "b"}}}}"#, is(&ports))
+        };
         let pair = r#"[{"range": [80, 81]}, {"goto": {"target": "b"}}]"#;
         let map = format!(r#"{{"vmap": {{"key": {PORT}, "data": {{"set": [{pair}]}}}}}}"#);
         let [in_b, of_81] = [format!("b {to}"), format!("b {}, {to}", is("81"))];
@@ -265,6 +269,8 @@ mod tests {
             (&[&map, &in_b], &[80], &[79]),
             (&[&jump, &of_81], &[], &[80]),
             (&[&map, &of_81], &[], &[80]),
+            // Two jumps, with some ports in common.
+            (&[&to_b(80), &to_b(85), &in_b], &[80, 95], &[79, 96]),
             // A loop, which the kernel refuses.
             (&[r#"{"jump": {"target": "b"}}"#, back, &in_b], &[], &[80]),
         ] {
