@@ -15,7 +15,7 @@ fn shell(lab: &Lab, lines: &str) {
 
 /// Commands that load a rule for packets without a mark, one that marks some packets, or one for an exact ct mark, and
 /// what names the rule.
-const RULES: [(&str, &str); 5] = [
+const RULES: [(&str, &str); 6] = [
     (
         "nft 'table inet own { chain marks { type filter hook prerouting priority mangle; \
          iifname \"lan\" meta mark 0 meta mark set meta mark or 0x2; }; }'",
@@ -32,6 +32,10 @@ const RULES: [(&str, &str); 5] = [
     (
         "ip rule add iif lan fwmark 0/0xffffffff lookup main priority 50",
         "`50: fwmark 0x0` in ip rule compares",
+    ),
+    (
+        "ip -6 rule add iif lan fwmark 0/0xffffffff lookup main priority 60",
+        "`60: fwmark 0x0` in ip -6 rule compares",
     ),
     (
         "nft 'table inet own { chain passing { type filter hook forward priority 10; \

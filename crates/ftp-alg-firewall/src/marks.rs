@@ -35,6 +35,8 @@ pub enum CtMarkUse {
 /// A rule of policy routing (`ip rule`) that compares the packet mark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RoutingRule {
+    /// Whose routes it chooses.
+    pub ip: IpVersion,
     /// The priority, by which `ip rule` names the rule.
     pub priority: u32,
     /// The mark under `mask`.
@@ -59,7 +61,7 @@ impl RoutingRule {
 
 impl std::fmt::Display for RoutingRule {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { priority, mark, mask, is_inverted } = self;
+        let Self { ip: _, priority, mark, mask, is_inverted } = self;
         let not = if *is_inverted { "not " } else { "" };
         write!(f, "{priority}: {not}fwmark {mark:#x}")?;
         if *mask == u32::MAX { Ok(()) } else { write!(f, "/{mask:#x}") }
@@ -92,7 +94,7 @@ impl Firewall {
         let mut changed = 0;
         for (packet, mark) in fast_path_packets(gateway, changes, changes.mark) {
             let marked = SamplePacket { mark, ..packet };
-            for one in chains_with_marks(rules) {
+            for one in chains_with_marks(rules, packet.ip) {
                 for reached in traversal::follow(one, &packet, None).reached {
                     changed |= reached.rule.changed_mark_bits();
                 }
@@ -109,22 +111,26 @@ impl Firewall {
             }
         }
         for (packet, mark) in fast_path_packets(gateway, changes, changed) {
-            for one in chains_with_marks(rules) {
+            for one in chains_with_marks(rules, packet.ip) {
                 let marked = SamplePacket { mark, ..packet };
                 for one in traversal::follow(one, &packet, Some(marked)).dependent_rules {
                     add(&one.chain_name(), &one.rule.text, &compares);
                 }
             }
-            for rule in routing_rules {
+            for rule in routing_rules.iter().filter(|rule| rule.ip == packet.ip) {
                 let comparison = rule.comparison();
                 if comparison.holds(packet.mark) != comparison.holds(mark) {
-                    add("ip rule", &rule.to_string(), &compares);
+                    let list = if rule.ip == IpVersion::V4 { "ip rule" } else { "ip -6 rule" };
+                    add(list, &rule.to_string(), &compares);
                 }
             }
         }
-        let data = data_connection();
         let known = gateway.mask() | !changes.ct_mark;
-        for one in rules.base_chains(IpVersion::V4).filter(|one| !one.base.is_nat) {
+        let chains = |ip| {
+            let all = rules.base_chains(ip).filter(|one| !one.base.is_nat);
+            all.map(move |one| (data_connection(ip), one))
+        };
+        for (data, one) in IpVersion::BOTH.into_iter().flat_map(chains) {
             let BaseChain { hook, priority, .. } = one.base;
             for packet in data.packets(gateway, changes) {
                 let has_ct_mark = match packet.state {
@@ -149,10 +155,10 @@ impl Firewall {
 }
 
 /// A data connection that the fast path admits.
-fn data_connection() -> Connection<'static> {
+fn data_connection(ip: IpVersion) -> Connection<'static> {
     let (class, source_port) = (PacketClass::MarkedData, FieldValue::ANY_PORT);
     let kind = ConnectionKind::Data { class, admitted: 0, source_port };
-    Connection::new(kind, Hook::Forward, IpVersion::V4)
+    Connection::new(kind, Hook::Forward, ip)
 }
 
 /// Packets that the fast path marks, at prerouting, each with its packet mark there. They are as they would be without
@@ -165,12 +171,12 @@ fn fast_path_packets(
 ) -> Vec<(SamplePacket<'static>, FieldValue)> {
     let unmarked = FieldValue::unset_except(changed);
     let mask = gateway.mask();
-    let first = SamplePacket {
+    let first = |ip| SamplePacket {
         output: Some(""),
         ct_mark: FieldValue::unset_except(changes.ct_mark),
         mark: unmarked,
         destination_port: FieldValue::DATA_PORT,
-        ..first_packet(Hook::Prerouting, IpVersion::V4)
+        ..first_packet(Hook::Prerouting, ip)
     };
     let admitted = FieldValue::Bits {
         bits: gateway.data_mark | gateway.queue_none_mark,
@@ -178,37 +184,41 @@ fn fast_path_packets(
         known: mask | !(changed | gateway.slot_mask),
     };
     let inspected = FieldValue::Bits { bits: gateway.control_bits(), known: mask | !changed };
-    let later = gateway.control_ports.iter().flat_map(|&port| {
-        let control = Connection::control(Hook::Forward, IpVersion::V4, port);
-        let [_, later, reply] = control.packets(gateway, changes);
-        [later, reply].map(|packet| control.seen_at(Hook::Prerouting, 0, packet))
-    });
+    let later = |ip| {
+        let of_port = move |&port| {
+            let control = Connection::control(Hook::Forward, ip, port);
+            let [_, later, reply] = control.packets(gateway, changes);
+            [later, reply].map(|packet| control.seen_at(Hook::Prerouting, 0, packet))
+        };
+        gateway.control_ports.iter().flat_map(of_port)
+    };
+    let later = IpVersion::BOTH.into_iter().flat_map(later);
     let later = later.map(|one| (SamplePacket { mark: unmarked, ..one }, inspected));
-    [(first, admitted)].into_iter().chain(later).collect()
+    IpVersion::BOTH.map(|ip| (first(ip), admitted)).into_iter().chain(later).collect()
 }
 
-/// The base chains of IPv4 that get packets with the fast path's marks. Chains of type `nat` get none: packets of control
+/// The base chains that get packets of `ip` with the fast path's marks. Chains of type `nat` get none: packets of control
 /// connections do not reach them, and our table translates data connections before them.
-fn chains_with_marks(rules: &Ruleset) -> impl Iterator<Item = LocatedChain<'_>> {
+fn chains_with_marks(rules: &Ruleset, ip: IpVersion) -> impl Iterator<Item = LocatedChain<'_>> {
     let has_marks = |base: BaseChain| match base.hook {
         _ if base.is_nat => false,
         Hook::Prerouting => true,
         Hook::Forward => base.priority < CLEARING_PRIORITY,
         Hook::Input | Hook::Output | Hook::Postrouting => false,
     };
-    rules.base_chains(IpVersion::V4).filter(move |one| has_marks(one.base))
+    rules.base_chains(ip).filter(move |one| has_marks(one.base))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{
-        CtMarkUse,
+        CtMarkUse, Origin,
         rules_for_tests::{ACCEPT, is},
     };
 
     fn routing_rule(mark: u32, mask: u32, is_inverted: bool) -> RoutingRule {
-        RoutingRule { priority: 100, mark, mask, is_inverted }
+        RoutingRule { ip: IpVersion::V4, priority: 100, mark, mask, is_inverted }
     }
 
     /// A firewall with these rules of the table mangle at prerouting, and with these routing rules.
@@ -275,11 +285,14 @@ mod tests {
             (&format!("PREROUTING -m mark ! --mark 0x0 -j ACCEPT\n{BEFORE}"), true),
         ] {
             let chains = ":PREROUTING ACCEPT\n:FORWARD ACCEPT\n:own -";
-            let firewall =
-                Firewall::from_iptables_tables(&[("mangle", &format!("{chains}\n-A {rule}"))]);
             let text = rule.lines().next().unwrap();
-            let named = format!("`-A {text}` in iptables-legacy mangle PREROUTING");
-            assert_eq!(found(&firewall), if is_found { vec![named] } else { vec![] }, "{rule}");
+            for (ip, program) in [(IpVersion::V4, "iptables"), (IpVersion::V6, "ip6tables")] {
+                let mut firewall = Firewall::new(Gateway::default());
+                let tables = format!("*mangle\n{chains}\n-A {rule}\nCOMMIT\n");
+                firewall.add_iptables_save(Origin::IptablesLegacy, ip, &tables);
+                let named = format!("`-A {text}` in {program}-legacy mangle PREROUTING");
+                assert_eq!(found(&firewall), if is_found { vec![named] } else { vec![] }, "{rule}");
+            }
         }
     }
 
@@ -306,6 +319,8 @@ mod tests {
             let found = with_routing(prerouting, &[rule]).mark_conflicts();
             assert_eq!(found, expected, "{rule} {prerouting}");
         }
+        let of_ipv6 = RoutingRule { ip: IpVersion::V6, ..routing_rule(0, u32::MAX, false) };
+        assert_eq!(found(&with_routing("", &[of_ipv6])), ["`100: fwmark 0x0` in ip -6 rule"]);
     }
 
     #[test]

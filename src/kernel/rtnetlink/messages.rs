@@ -4,6 +4,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use ftp_alg_firewall::IpVersion;
 use ipnetwork::IpNetwork;
 use libc::{
     RTA_DST, RTA_GATEWAY, RTA_MARK, RTA_MULTIPATH, RTA_OIF, RTA_SRC, RTA_TABLE, RTN_LOCAL,
@@ -168,11 +169,13 @@ pub fn parse_rule(body: &[u8]) -> Option<RoutingRule> {
 pub fn parse_mark_rule(body: &[u8]) -> Option<ftp_alg_firewall::RoutingRule> {
     let (head, attributes) = body.split_at_checked(RTMSG_SIZE)?;
     let flags = u32::from_ne_bytes(*head.last_chunk()?);
+    let is_ipv4 = i32::from(*head.first()?) == libc::AF_INET;
     let attributes = Attributes::new(attributes);
     let number = |kind| attributes.first(kind).and_then(index_at).unwrap_or(0);
     let protocol = attributes.first(FRA_IP_PROTO).and_then(<[u8]>::first);
     let is_of_tcp = protocol.is_none_or(|protocol| i32::from(*protocol) == libc::IPPROTO_TCP);
     (number(FRA_FWMASK) != 0 && is_of_tcp).then(|| ftp_alg_firewall::RoutingRule {
+        ip: if is_ipv4 { IpVersion::V4 } else { IpVersion::V6 },
         priority: number(FRA_PRIORITY),
         mark: number(FRA_FWMARK),
         mask: number(FRA_FWMASK),

@@ -347,17 +347,21 @@ impl Routes {
     }
 }
 
-/// The rules of policy routing (`ip rule`) of this network namespace that compare the packet mark of TCP packets. Only
-/// those of IPv4, because the fast path has no other connections.
+/// The rules of policy routing (`ip rule`) of this network namespace that compare the packet mark of TCP packets.
 pub fn mark_rules() -> io::Result<Vec<ftp_alg_firewall::RoutingRule>> {
+    // A kernel without policy routing has none, and one without IPv6 none of that family.
+    const ABSENT: [Option<i32>; 2] = [Some(libc::EOPNOTSUPP), Some(libc::EAFNOSUPPORT)];
     let mut rules = Vec::new();
-    let request = rules_request(Ipv4Addr::UNSPECIFIED.into());
-    let each = |message: &Message<'_>| rules.extend(parse_mark_rule(message.body));
-    match Socket::open_route()?.dump(RTM_GETRULE, &request, each) {
-        // A kernel without policy routing has none.
-        Err(error) if error.raw_os_error() != Some(libc::EOPNOTSUPP) => Err(error),
-        _ => Ok(rules),
+    let mut socket = Socket::open_route()?;
+    for family in [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()] {
+        let each = |message: &Message<'_>| rules.extend(parse_mark_rule(message.body));
+        if let Err(error) = socket.dump(RTM_GETRULE, &rules_request(family), each)
+            && !ABSENT.contains(&error.raw_os_error())
+        {
+            return Err(error);
+        }
     }
+    Ok(rules)
 }
 
 impl RouteRequest {
