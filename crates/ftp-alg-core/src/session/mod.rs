@@ -369,6 +369,7 @@ impl Session {
     #[inline]
     pub fn lacks_room(&self, from: Side, end: Seq) -> bool {
         from == Side::Client
+            && self.unacknowledged.is_large()
             && end.is_after(self.client.space.next)
             && self.dialogue.state.reads_lines(Side::Client)
             && self.dialogue.phase() != Phase::PickedUp
