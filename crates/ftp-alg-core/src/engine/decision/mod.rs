@@ -133,8 +133,10 @@ impl Decider<'_> {
 
     /// The translation, looked up if it is not known.
     pub fn translation(&mut self) -> Result<Translation, KernelError> {
-        let known = self.head.extra().translation;
-        let found = known.map_or_else(|| self.look_up_translation(), Ok)?;
+        if let Some(known) = self.head.extra().translation {
+            return Ok(known);
+        }
+        let found = self.look_up_translation()?;
         self.head.set_translation(Some(found));
         Ok(found)
     }
