@@ -304,13 +304,7 @@ impl PinholeTable {
             // The same ends were announced before, or are not closed yet: the kernel closes them in this transaction.
             self.closings.push(Closing::new(ends, installed_in), Condition::Always);
         }
-        let at_once = self.closings.may_follow(opening, kernel).then(|| kernel.open(opening, &[]));
-        let is_full = matches!(at_once, Some(Err(KernelError::Taken | KernelError::Full { .. })));
-        let opened = match at_once {
-            Some(opened) if !is_full || self.closings.len() == 0 => opened,
-            // Closings that come first may make room.
-            _ => self.closings.carry_out(&self.ports, |due| kernel.open(opening, due)),
-        };
+        let opened = self.open_in_kernel(opening, kernel);
         if opened.is_ok() {
             self.note_replaced(before);
         } else {
@@ -664,6 +658,24 @@ impl PinholeTable {
     /// Requeues failed closings.
     pub fn requeue_closings(&mut self) {
         self.closings.requeue();
+    }
+
+    /// Opens a pinhole in the kernel: at once if the waiting closings may follow, otherwise behind them.
+    fn open_in_kernel(
+        &mut self,
+        opening: &Opening,
+        kernel: &mut dyn Kernel,
+    ) -> Result<(), KernelError> {
+        if self.closings.may_follow(opening, kernel) {
+            let opened = kernel.open(opening, &[]);
+            // Closings that come first may make room.
+            let may_make_room =
+                matches!(opened, Err(KernelError::Taken | KernelError::Full { .. }));
+            if !may_make_room || self.closings.len() == 0 {
+                return opened;
+            }
+        }
+        self.closings.carry_out(&self.ports, |due| kernel.open(opening, due))
     }
 
     /// Whether the BPF program may open another pinhole for `client`; if so, it is counted. Half of the client's limit
