@@ -241,7 +241,7 @@ impl Firewall {
         })
     }
 
-    /// Whether the rules certainly drop such a connection.
+    /// Whether the rules certainly drop a connection to `port` that `ftp-alg` does not inspect.
     pub fn drops_unadmitted(&self, ip: IpVersion, ends: (&str, &str), port: u16) -> bool {
         let (acceptance, _) = self.uninspected_verdict(ip, ends, port);
         acceptance == Acceptance::Dropped && self.read_errors.is_empty()
