@@ -21,17 +21,21 @@ fn our_table(lab: &Lab) -> String {
     text.find("\tchain").map(|at| text[at..].to_owned()).unwrap_or_default()
 }
 
-/// Those that remove the table are below, and in `lifecycle`.
-#[test]
-fn reloads_under_load_cost_nothing() {
+fn survives_reloads(
+    modes: &'static str,
+    patience: u64,
+    program: impl FnOnce(&Lab) -> PathBuf,
+) -> (Gateway, LoadReport) {
     let lab = Lab::new(Topology::Masquerade).unwrap();
     let firewall = lab.gateway.ruleset().unwrap();
-    let mut gateway = Gateway::on(lab, "");
+    let daemon = Daemon::start(&program(&lab), &lab.gateway, "").unwrap();
+    let mut gateway = Gateway { daemon, lab };
     let running = our_table(&gateway.lab);
     let server = Server::start(ServerKind::Proftpd, &gateway.lab.server).unwrap();
-    let spec = LoadSpec { data_seconds: 30, patience: 30, ..LoadSpec::default() };
+    let spec = LoadSpec { modes, data_seconds: patience, patience, ..LoadSpec::default() };
     let load = Load::start(&gateway.lab, &server, spec);
-    for round in 0..reloads() {
+    let rounds = reloads();
+    for round in 0..rounds {
         reload(&gateway.lab, &firewall);
         assert!(gateway.daemon.exit_status().is_none(), "round {round}: {}", gateway.daemon.log());
         // At another moment of the table's way back each time.
@@ -39,12 +43,28 @@ fn reloads_under_load_cost_nothing() {
     }
     wait_for("the table", || our_table(&gateway.lab) == running);
     let report = load.end();
+    println!("{rounds} reloads, {modes}: {}", report);
     assert!(gateway.daemon.exit_status().is_none(), "{}", gateway.daemon.log());
-    assert_eq!(report.bad()[0], 0, "{report}");
+    (gateway, report)
+}
+
+#[test]
+fn reloads_under_load_cost_nothing() {
+    let (gateway, report) = survives_reloads("active,passive", 30, |_| executable());
+    let lost = report.bad();
+    assert_eq!(lost[0], 0, "{}", report);
     if has_owner(&gateway.lab) {
-        assert_eq!(report.bad(), [0; 3], "{report}\n{}", gateway.daemon.log());
+        assert_eq!(lost, [0; 3], "{}\n{}", report, gateway.daemon.log());
         assert!(!gateway.daemon.log().contains("it is loaded again"), "{}", gateway.daemon.log());
     }
+}
+
+#[test]
+fn reloads_that_remove_the_table_do_not_end_the_daemon() {
+    let (gateway, report) = survives_reloads("active,passive", 5, executable_without_owner);
+    assert_eq!(report.count("damaged"), 0, "{}", report);
+    assert!(gateway.daemon.log().contains("it is loaded again"), "{}", gateway.daemon.log());
+    assert!(report.count("transfers") > 0, "{}", report);
 }
 
 /// Sessions, pinholes and translations included: what the daemon repairs is no error.
@@ -137,13 +157,17 @@ fn a_daemon_starts_during_firewall_reloads() {
     );
     let mut command = lab.gateway.command("sh");
     command.args(["-c", &format!("PATH=$PATH:/usr/sbin:/sbin; {lines}")]);
-    let mut reloading = lab.gateway.start(command, "reloads").unwrap();
-    for round in 0..reloads().div_ceil(3) {
+    let mut reloads = lab.gateway.start(command, "reloads").unwrap();
+    for round in 0..reloads_of_starts() {
         let mut daemon = Daemon::start(&executable(), &lab.gateway, "")
             .unwrap_or_else(|error| panic!("round {round}: {error}"));
         let status = daemon.stop().unwrap();
         assert!(status.success(), "round {round}: {status}: {}", daemon.log());
     }
     fs::write(&over, b"").unwrap();
-    wait_for("the reloads' end", || reloading.exit_status().is_some());
+    wait_for("the reloads' end", || reloads.exit_status().is_some());
+}
+
+fn reloads_of_starts() -> u64 {
+    reloads().div_ceil(3)
 }
