@@ -164,21 +164,28 @@ fn waiting_for_a_daemon_ends_in_time() {
 
 #[test]
 fn wrong_usage_is_one_line_and_exit_code_2() {
-    let cases: [&[&str]; 8] = [
-        &[],
-        &["--frobnicate"],
-        &["status", "--wait", "1e99"],
-        &["rules", "pf"],
-        &["doctor", "--try", "ftp://h/file"],
-        &["doctor", "--try", "sftp://h"],
-        &["doctor", "--password-file", "/x"],
-        &["doctor", "--insecure"],
+    // The words of a command, and what is said of them.
+    let cases = [
+        ("", ""),
+        ("frobnicate", ""),
+        ("--frobnicate", ""),
+        ("status --jsn", ""),
+        ("status --wait -1", ""),
+        ("status --wait nan", ""),
+        ("status --wait 1e99", ""),
+        ("rules", ""),
+        ("rules pf", ""),
+        ("replay", ""),
+        ("doctor --try ftp://h/file", "has a path"),
+        ("doctor --try sftp://h", "is not supported"),
+        ("doctor --password-file /x", "--try"),
+        ("doctor --insecure", "--try"),
     ];
-    for arguments in cases {
-        let (code, stdout, stderr) = outcome(arguments);
-        assert_eq!((code, stdout.as_str()), (2, ""), "{arguments:?}");
+    for (words, said) in cases {
+        let (code, stdout, stderr) = outcome(&words.split_whitespace().collect::<Vec<_>>());
+        assert_eq!((code, stdout.as_str()), (2, ""), "{words}");
         assert_eq!(stderr.lines().count(), 1, "{stderr}");
-        assert!(stderr.starts_with("ftp-alg: "), "{stderr}");
+        assert!(stderr.starts_with("ftp-alg: ") && stderr.contains(said), "{stderr}");
     }
 }
 
