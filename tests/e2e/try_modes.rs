@@ -63,6 +63,17 @@ fn url(lab: &Lab, server: Option<&Server>, family: Family) -> String {
     }
 }
 
+/// Whether a text is as the pattern says. With `*` at an end, the text may have more there.
+fn is_like(text: &str, pattern: &str) -> bool {
+    let words = pattern.trim_matches('*');
+    match (pattern.starts_with('*'), pattern.ends_with('*')) {
+        (true, true) => text.contains(words),
+        (true, false) => text.ends_with(words),
+        (false, true) => text.starts_with(words),
+        (false, false) => text == words,
+    }
+}
+
 const MODES: [&str; 4] = ["EPSV", "PASV", "EPRT", "PORT"];
 
 #[test]
@@ -155,20 +166,20 @@ fn what_is_in_the_way_of_a_control_connection_is_named() {
         (
             &lab.gateway,
             "nft insert rule inet gateway forward tcp dport 21 drop",
-            "no answer to the SYN within 5 s".to_owned(),
+            "*no answer to the SYN within 5 s*".to_owned(),
         ),
         (
             &lab.client,
             &format!("iptables-legacy {rule}"),
-            format!("dropped on this machine by `{rule}` in iptables-legacy filter OUTPUT"),
+            format!("*dropped on this machine by `{rule}` in iptables-legacy filter OUTPUT"),
         ),
-        (&lab.client, "ip route flush default", "unreachable".to_owned()),
+        (&lab.client, "ip route flush default", "*unreachable*".to_owned()),
     ] {
         host.shell(setting).unwrap();
         let tried = attempt(&lab.client, &url, &[]);
         assert_eq!((tried.failed(), tried.skipped()), (vec!["connect"], MODES.to_vec()));
         let said = tried.says("connect");
-        assert!(said.contains(&says), "{setting}: {said}");
+        assert!(is_like(said, &says), "{setting}: {said}");
         assert_eq!(said.contains("on this machine"), says.contains(&rule), "{said}");
     }
 }
@@ -226,12 +237,12 @@ fn what_a_server_says_wrongly_is_reported_and_never_used() {
     let (tried, _) = attempt_with(json!({"extra": extra}));
     assert_eq!(tried.failed(), MODES, "{}", tried.text);
     for (mode, says) in [
-        ("EPSV", "announced port 22 is below 1024 and was not tried"),
-        ("PASV", "227 \\u{1b}[2Jnothing"),
-        ("EPRT", " refused: 500 Unknown \\u{7}command"),
-        ("PORT", &format!("the server could not connect to {}:", lab.client.address(V4))),
+        ("EPSV", "announced port 22 is below 1024 and was not tried*"),
+        ("PASV", "*227 \\u{1b}[2Jnothing"),
+        ("EPRT", "* refused: 500 Unknown \\u{7}command"),
+        ("PORT", &format!("the server could not connect to {}:*", lab.client.address(V4))),
     ] {
-        assert!(tried.says(mode).contains(says), "{mode}: {}", tried.text);
+        assert!(is_like(tried.says(mode), says), "{mode}: {}", tried.text);
     }
 }
 
