@@ -77,7 +77,7 @@ pub(super) fn start(
     // If another program reads a queue, the start fails before it has changed anything. From here on, packets that an
     // earlier daemon's table queues wait until the workers start.
     let queues = config.queue.numbers().map(Queue::open_with_super_packets);
-    let queues = queues.collect::<Result<Vec<_>, _>>()?;
+    let mut queues = queues.collect::<Result<Vec<_>, _>>()?;
     let (state, shards) = restore_shards(config, state_dir, &parameters, &names)?;
     let session_count: usize = shards.iter().map(|shard| lock(shard).engine.sessions.count()).sum();
     let restored = session_count > 0;
@@ -136,7 +136,8 @@ pub(super) fn start(
         kernel: Mutex::new(kernel),
     });
     let mut workers = Workers::new(shared, state, wakers);
-    let have_waited = workers.load_table(&parameters, &commits, restored, why_off, events)?;
+    let have_waited =
+        workers.load_table(&parameters, &commits, restored, why_off, events, &mut queues)?;
     workers.heartbeat = Some(HeartbeatRenewer::start(&commits, &workers.shared, have_waited)?);
     let obstacle = rules.fast_path_obstacle();
     let rules_reader = rules.reader(&known_rules, &commits, &parameters)?;
@@ -292,9 +293,15 @@ impl Workers {
         restored: bool,
         why_off: Option<&str>,
         events: &Sender<DaemonEvent>,
+        queues: &mut [Queue],
     ) -> Result<bool, ServiceError> {
         let (table, is_new) =
             start_table::load(parameters, commits, &self.state, &self.shared, restored)?;
+        if is_new && queues.len() > 1 {
+            // The old table may have had another number of queues. Then a packet that it queued is in another queue than
+            // the next packets of its connection, and two workers would have the session.
+            queues.iter_mut().try_for_each(Queue::drop_waiting)?;
+        }
         let lacks_translations = !table.has_retained_elements();
         let have_waited = !is_new && table.holds_packets();
         let is_owned = table.is_owned();

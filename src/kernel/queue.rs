@@ -295,6 +295,20 @@ impl Queue {
         )
     }
 
+    /// Drops the packets that wait.
+    pub fn drop_waiting(&mut self) -> Result<(), NetfilterError> {
+        let mut dropped = 0;
+        while dropped < MAXIMUM_WAITING as usize && self.receive()? > 0 {
+            let (packets, mut verdicts) = self.batch();
+            for packet in packets {
+                verdicts.verdict(packet.id, QueueVerdict::Drop, None)?;
+                dropped += 1;
+            }
+            verdicts.flush()?;
+        }
+        Ok(())
+    }
+
     /// Takes verdicts on packets of earlier batches.
     pub fn verdicts(&mut self) -> Verdicts<'_> {
         Verdicts { socket: &self.socket, pending: &mut self.pending }

@@ -48,7 +48,7 @@ no_transfer_is_lost! {
     restarts_published_server: sessions(Restarted, PublishedServer, "nftables", 0, MIXED);
     fast_path: fast_sessions(|_| executable(), |_| FAST_PATH.to_owned());
     fast_path_and_expectations: fast_sessions(|_| executable(), |_| FAST_PATH_EXPECTING.to_owned());
-    fast_path_and_another_queue: fast_sessions(|_| executable(), at_another_queue);
+    fast_path_and_other_queues: fast_sessions(|_| executable(), at_other_queues);
     fast_path_whose_pins_end: fast_sessions(with_own_pins, |_| FAST_PATH.to_owned());
 }
 
@@ -93,9 +93,11 @@ fn sessions(
     gateway.assert_tidy();
 }
 
-/// Then the table is another one: what is open in the old one is open in the new one as well.
-fn at_another_queue(round: u64) -> String {
-    let queue = format!("[queue]\nnumber = {}\n", 2100 + round % 2 * 200);
+/// Then the table is another one: what is open in the old one is open in the new one as well. Other workers get packets that
+/// the old table has queued for fewer, or for more.
+fn at_other_queues(round: u64) -> String {
+    let (number, workers) = (2100 + round / 3 % 2 * 200, 1 + round % 3 * 2);
+    let queue = format!("[queue]\nnumber = {number}\nworkers = {workers}\n");
     FAST_PATH.replace("[queue]\n", &queue)
 }
 
