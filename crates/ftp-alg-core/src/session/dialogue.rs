@@ -234,7 +234,8 @@ impl Dialogue {
 
     /// Ends an unfinished multi-line reply, because the client sends a line. Some servers end such a reply with a line
     /// of another code (glftpd: `553-`, then `150 `). If the server's last line may be that end, and nothing came after
-    /// it, the client has taken it for the end. Returns the event of the reply.
+    /// it, the client has taken it for the end. But a listing may have a name that looks like an end. Returns the event of
+    /// the reply.
     pub fn end_open_reply(&mut self) -> Option<DialogueEvent> {
         if !self.phase().has_greeted() {
             return None;
@@ -242,7 +243,8 @@ impl Dialogue {
         let reply = Reply { code: self.other_end.filter(|_| self.step.has_paused())?.get() };
         // Nobody has logged in yet, so this 230 opens nothing.
         let is_greeting = self.pending.oldest() == Some(PendingKind::Greeting) && reply.code == 230;
-        if self.pending.count() > 1 || is_decisive(reply) && !is_greeting {
+        let is_listing = self.pending.oldest() == Some(PendingKind::Listing);
+        if self.pending.count() > 1 || is_listing || is_decisive(reply) && !is_greeting {
             return None;
         }
         (self.replies, self.other_end) = (ReplyTracker::default(), None);

@@ -216,6 +216,21 @@ fn the_rest_of_a_reply_with_a_stray_line_opens_no_pinhole() {
     }
 }
 
+/// A server that writes line by line may send each line of a listing when its client waits for a reply.
+#[test]
+fn the_lines_of_an_open_listing_are_not_replies() {
+    assert_no_case_opens_a_pinhole(
+        || listing(None),
+        r"
+        an end with another code  < 211-status of x < 212 end > EPSV < 229 x (|||3306|)
+        a login                   < 211-status of x < 220 a > USER u < 331 b > PASS p < 230 c > EPSV < 229 x (|||3306|)
+        a plain command           < 211-status of x < 220 a > NOOP < 200 b > EPSV < 229 x (|||3306|)
+        ",
+    );
+    // With its own code, the line is the end.
+    assert_eq!(listing(None).play("< 211-status of x < 211 end > EPSV < 229 x (|||5000|)"), 1);
+}
+
 #[test]
 fn transfers_work_after_a_listing_on_the_control_connection() {
     let table = r"
