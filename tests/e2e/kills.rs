@@ -48,7 +48,7 @@ no_transfer_is_lost! {
     restarts_published_server: sessions(Restarted, PublishedServer, "nftables", 0, MIXED);
     fast_path: fast_sessions(|_| executable(), |_| FAST_PATH.to_owned());
     fast_path_and_expectations: fast_sessions(|_| executable(), |_| FAST_PATH_EXPECTING.to_owned());
-    fast_path_and_other_queues: fast_sessions(|_| executable(), at_other_queues);
+    fast_path_and_other_queues: fast_sessions(|_| executable(), with_other_queues);
     fast_path_whose_pins_end: fast_sessions(with_own_pins, |_| FAST_PATH.to_owned());
 }
 
@@ -94,11 +94,12 @@ fn sessions(
 }
 
 /// Then the table is another one: what is open in the old one is open in the new one as well. Other workers get packets that
-/// the old table has queued for fewer, or for more.
-fn at_other_queues(round: u64) -> String {
+/// the old table has queued for fewer, or for more. Sometimes no daemon has a fast path.
+fn with_other_queues(round: u64) -> String {
     let (number, workers) = (2100 + round / 3 % 2 * 200, 1 + round % 3 * 2);
-    let queue = format!("[queue]\nnumber = {number}\nworkers = {workers}\n");
-    FAST_PATH.replace("[queue]\n", &queue)
+    let fast_path = if round / 2 % 2 == 0 { "auto" } else { "off" };
+    let queue = format!("number = {number}\nworkers = {workers}\nfast-path = \"{fast_path}\"");
+    FAST_PATH.replace("fast-path = \"auto\"", &queue)
 }
 
 /// As with `ip netns exec`, whose mounts end with the program: so do its pins.
