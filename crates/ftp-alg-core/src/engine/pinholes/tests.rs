@@ -124,6 +124,8 @@ fn a_pinhole_of_the_fast_path_counts_once() {
         let check = |limit| table.ports.lock().check(client.into(), limit, 60_000).is_err();
         (1..9).take_while(|limit| check(*limit)).count()
     };
+    let half_of_one = Policy { max_pinholes_per_client: 1, ..Policy::default() };
+    assert!(!table.grant_fast_path(&half_of_one, client));
     assert!((0..2).all(|_| table.grant_fast_path(&policy, client)));
     assert!(!table.grant_fast_path(&policy, client), "half of the limit is left to others");
     hold_program(table, 5000);

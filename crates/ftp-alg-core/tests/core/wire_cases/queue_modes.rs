@@ -40,6 +40,23 @@ fn a_spoofed_syn_ack_does_not_stop_an_unknown_connection() {
     });
 }
 
+/// The network may deliver a copy of it late, when the connection has other numbers.
+#[test]
+fn a_late_copy_of_the_syn_ack_begins_nothing() {
+    everywhere(|scenario| {
+        let mut sim = Sim::new(scenario);
+        let syn_ack = sim.next_segment(Server, b"");
+        let syn_ack =
+            Segment { seq: syn_ack.seq.wrapping_sub(1), flags: flags::SYN | flags::ACK, ..syn_ack };
+        sim.play(LOGIN);
+        for _ in 0..100 {
+            sim.play(r"> NOOP < 200-a reply of more than a hundred and sixty bytes in several lines\r\n and more and more and more\r\n and more and more and more\r\n and more and more\r\n200 ok");
+        }
+        sim.forge(Server, &syn_ack);
+        assert_ne!(sim.kernel.queue_mode, Some(QueueMode::Watch));
+    });
+}
+
 fn assert_transfer_works(sim: &mut Sim) {
     let opened = sim.kernel.opened.len();
     sim.play("> NOOP < 200 ok");
