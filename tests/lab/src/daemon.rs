@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::{
     BackgroundProcess, Host, LabError, ProgramOutput, Result, Script,
-    process::{scaled_timeout, wait_for},
+    process::{patience, wait_for},
 };
 
 /// How often a command is repeated that the daemon did not answer in its time, on a busy machine.
@@ -51,7 +51,7 @@ impl Daemon {
 
     /// Waits until it gives verdicts, and has loaded the fast path.
     pub fn wait_until_ready(&mut self) -> Result<()> {
-        let limit = scaled_timeout(Duration::from_secs(20));
+        let limit = patience(Duration::from_secs(20));
         let ask = || self.ask(&["status", "--json", "--wait", &limit.as_secs().to_string()]);
         let mut ready = ask()?;
         while ready.stdout_text().contains("is being loaded") {

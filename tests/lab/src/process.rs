@@ -9,6 +9,7 @@
 use std::{
     fs::{self, File},
     io::{Read, Write},
+    num::NonZero,
     os::unix::{fs::MetadataExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
@@ -193,13 +194,21 @@ pub fn scaled_timeout(limit: Duration) -> Duration {
     Duration::try_from_secs_f64(seconds).unwrap_or(limit)
 }
 
+/// The limit of a wait that only a failure should reach: longer than `limit` on a machine that is busy now.
+pub(super) fn patience(limit: Duration) -> Duration {
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load: f64 = load.split(' ').next().and_then(|load| load.parse().ok()).unwrap_or(1.0);
+    let processors = thread::available_parallelism().map_or(1, NonZero::get);
+    scaled_timeout(limit).mul_f64((load / processors as f64).clamp(1.0, 8.0))
+}
+
 /// Calls `missing` repeatedly until it returns `None`. It is an error if this takes longer than `limit`.
 pub(super) fn wait_for(
     what: &str,
     limit: Duration,
     mut missing: impl FnMut() -> Result<Option<String>>,
 ) -> Result<()> {
-    let limit = scaled_timeout(limit);
+    let limit = patience(limit);
     let deadline = Instant::now() + limit;
     for pause in pauses() {
         let Some(output) = missing()? else { break };
@@ -220,7 +229,7 @@ fn pauses() -> impl Iterator<Item = Duration> {
 /// Runs `command` to its end, at most for `limit`, with `input` as standard input.
 pub(super) fn run(mut command: Command, input: &[u8], limit: Duration) -> Result<ProgramOutput> {
     let program = describe(&command);
-    let limit = scaled_timeout(limit);
+    let limit = patience(limit);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let start = Instant::now();
     let mut child =
@@ -341,7 +350,7 @@ impl BackgroundProcess {
     /// Ends the program with SIGTERM and waits for its end. It is an error if this takes longer than `limit`.
     pub fn terminate(&mut self, limit: Duration) -> Result<ExitStatus> {
         signal_group(self.child.id(), Signal::TERM);
-        let limit = scaled_timeout(limit);
+        let limit = patience(limit);
         wait(&mut self.child, Instant::now() + limit).ok_or_else(|| LabError::Timeout {
             what: format!("ending {}", self.program),
             limit,
