@@ -94,10 +94,10 @@ fn sessions(
 }
 
 /// Then the table is another one: what is open in the old one is open in the new one as well. Other workers get packets that
-/// the old table has queued for fewer, or for more. Sometimes no daemon has a fast path.
+/// the old table has queued for fewer, or for more. Every other five daemons have no fast path.
 fn with_other_queues(round: u64) -> String {
     let (number, workers) = (2100 + round / 3 % 2 * 200, 1 + round % 3 * 2);
-    let fast_path = if (round / 2).is_multiple_of(2) { "auto" } else { "off" };
+    let fast_path = if (round / 5).is_multiple_of(2) { "auto" } else { "off" };
     let queue = format!("number = {number}\nworkers = {workers}\nfast-path = \"{fast_path}\"");
     FAST_PATH.replace("fast-path = \"auto\"", &queue)
 }
