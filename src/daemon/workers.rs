@@ -75,7 +75,7 @@ pub(super) fn start(
     let names = ExternalNames::new(events.clone());
     names.watch(config.external_names())?;
     // If another program reads a queue, the start fails before it has changed anything. From here on, packets that an
-    // earlier daemon's table queues wait until the workers start.
+    // earlier daemon's table queues wait until the workers start, or `load_table` drops them.
     let queues = config.queue.numbers().map(Queue::open_with_super_packets);
     let mut queues = queues.collect::<Result<Vec<_>, _>>()?;
     let (state, shards) = restore_shards(config, state_dir, &parameters, &names)?;
