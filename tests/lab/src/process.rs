@@ -187,7 +187,7 @@ fn describe(command: &Command) -> String {
     }
 }
 
-/// `limit`, multiplied by the variable FTP_ALG_LAB_PATIENCE if it is set, because busy and emulated machines are slow.
+/// `limit`, multiplied by the variable FTP_ALG_LAB_PATIENCE if it is set, because emulated machines are slow.
 pub fn scaled_timeout(limit: Duration) -> Duration {
     let factor = std::env::var("FTP_ALG_LAB_PATIENCE").ok().and_then(|factor| factor.parse().ok());
     let seconds = limit.as_secs_f64() * factor.unwrap_or(1.0);

@@ -18,7 +18,7 @@ pub fn wait_for(what: &str, ready: impl FnMut() -> bool) {
 ///
 /// # Panics
 ///
-/// If this takes more than `seconds`, or more than several times as long on a busy machine.
+/// If this takes more than `seconds`. On a busy machine the limit is longer.
 #[track_caller]
 pub fn wait_at_most(seconds: u64, what: &str, mut ready: impl FnMut() -> bool) {
     let missing = || Ok((!ready()).then(String::new));
