@@ -145,7 +145,7 @@ impl StateDir {
                 Err(why) => put_aside(journal, &why)?,
             }
         }
-        saved.set_queued(|server, translation| is_queued(control_ports, server, translation));
+        saved.mark_unqueued(|server, translation| is_queued(control_ports, server, translation));
         let mut all = RestoredCounts::default();
         if let [restored, ..] = engines {
             all = restored.sessions.restore_sessions(saved, Instant::now(), monotonic_zero());

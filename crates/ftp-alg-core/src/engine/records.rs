@@ -88,7 +88,7 @@ impl SessionRecords {
 
     /// Notes which of the sessions the rules still queue, by server and translation. The others are not restored, because
     /// nobody would see their end. An adjusted session loses only its pinholes.
-    pub fn set_queued(&mut self, is_queued: impl Fn(SocketAddr, Option<&Translation>) -> bool) {
+    pub fn mark_unqueued(&mut self, is_queued: impl Fn(SocketAddr, Option<&Translation>) -> bool) {
         for record in self.0.values_mut() {
             record.is_unqueued = !is_queued(record.server, record.translation.as_ref());
         }

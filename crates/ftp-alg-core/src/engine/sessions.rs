@@ -230,7 +230,7 @@ impl Sessions {
         }
         // The port of a pinhole in use stays reserved.
         self.pinholes.end_lifetimes(index, now, kernel);
-        let is_over = |pinhole: &Pinhole| !pinhole.is_used() && pinhole.deadline <= now;
+        let is_over = |pinhole: &Pinhole| !pinhole.is_in_transfer() && pinhole.deadline <= now;
         while let Some(expired) = self.pinholes.close_first(index, is_over) {
             self.batch.events.push(head.event(match expired.is_refused() {
                 true => {
@@ -301,7 +301,7 @@ impl Sessions {
         let announcement = self.pinholes.last_announcement(index);
         let head = &mut self.table.get_mut(index)?.head;
         head.end_session(end, announcement, &mut self.batch.events);
-        for unused in self.pinholes.of(index).filter(|pinhole| !pinhole.is_used()) {
+        for unused in self.pinholes.of(index).filter(|pinhole| !pinhole.is_in_transfer()) {
             let closed = unused.closed_because("the session is not followed any more", None);
             self.batch.events.push(head.event(closed));
         }

@@ -9,7 +9,7 @@
 //!
 //! # In step again
 //!
-//! [`Step`] records how a dialogue gets in step again after packets were missed.
+//! [`ReplySync`] records how a dialogue gets in step again after packets were missed.
 //!
 //! Either end can make us miss bytes at any time by acknowledging bytes that the other end has not sent yet: these
 //! bytes then pass unread. So a client could make the start of a listing pass, and name files so that the rest looks
@@ -85,7 +85,7 @@ pub struct Dialogue {
     pub(super) has_forgotten: bool,
     /// What is known about replies that may still come.
     #[serde(skip)]
-    step: Step,
+    sync: ReplySync,
 }
 
 impl Default for Dialogue {
@@ -100,7 +100,7 @@ impl Default for Dialogue {
             padding: Padding::Blanks,
             other_end: None,
             has_forgotten: false,
-            step: Step::default(),
+            sync: ReplySync::default(),
         }
     }
 }
@@ -182,19 +182,19 @@ impl Dialogue {
 
     /// Notes how a client's line ends, before the line is read.
     pub fn note_client_line_end(&mut self, end: LineEnd) {
-        let was_ambiguous = self.ambiguities.may_part_client_lines();
+        let was_ambiguous = self.ambiguities.may_split_client_lines();
         self.ambiguities.note_client_line_end(end, !self.has_pending_commands());
         if end != LineEnd::Plain {
-            self.step.note_command(None, false);
+            self.sync.note_command(None, false);
         }
-        if self.ambiguities.may_part_client_lines() && !(was_ambiguous && end == LineEnd::Plain) {
-            self.step.note_lag();
+        if self.ambiguities.may_split_client_lines() && !(was_ambiguous && end == LineEnd::Plain) {
+            self.sync.note_lag();
         }
     }
 
     /// Notes a line of the client that is so long that a server may split it.
     pub fn note_long_line(&mut self) {
-        self.step.note_lag();
+        self.sync.note_lag();
     }
 
     /// Notes how a server's line ends, before the line is read.
@@ -220,15 +220,15 @@ impl Dialogue {
     /// Notes that the server's TCP has nothing more to send after a whole line, which may end an ambiguity. After a
     /// [complete reply](super::reading) the dialogue may be in step again.
     pub fn note_pause(&mut self, is_complete_reply: bool) {
-        self.step.note_pause();
+        self.sync.note_pause();
         if !(self.ambiguities.resolve(&self.pending) && self.is_between_replies()) {
             return;
         }
-        if self.step.is_answered() && is_complete_reply {
+        if self.sync.is_answered() && is_complete_reply {
             self.advance(Read::InStep);
         }
         if self.phase() == Phase::Verified && self.ambiguities.is_clear() {
-            self.step = self.step.idle();
+            self.sync = self.sync.idle();
         }
     }
 
@@ -240,7 +240,7 @@ impl Dialogue {
         if !self.phase().has_greeted() {
             return None;
         }
-        let reply = Reply { code: self.other_end.filter(|_| self.step.has_paused())?.get() };
+        let reply = Reply { code: self.other_end.filter(|_| self.sync.has_paused())?.get() };
         // Nobody has logged in yet, so this 230 opens nothing.
         let is_greeting = self.pending.oldest() == Some(PendingKind::Greeting) && reply.code == 230;
         let is_listing = self.pending.oldest() == Some(PendingKind::Listing);
@@ -269,7 +269,7 @@ impl Dialogue {
 
     /// Whether replies may be about earlier lines than it seems.
     pub fn may_lag(&self) -> bool {
-        self.step.may_lag()
+        self.sync.may_lag()
     }
 
     /// Whether `reply`, taken for the completion reply of a transfer, may answer another command. A server that reads
@@ -349,14 +349,14 @@ impl Dialogue {
     /// counts that the connection is FTP. Either end can cause a miss at any time, so a miss must not lift a refusal.
     /// With `client_is_whole`, none of the client's packets were missed.
     pub fn note_missed(&mut self, read: Read, client_is_whole: bool) {
-        let step = Step::unknown();
-        let missed = Self { state: self.state.next(read), step, ..Self::default() };
+        let sync = ReplySync::unknown();
+        let missed = Self { state: self.state.next(read), sync, ..Self::default() };
         let before = std::mem::replace(self, missed);
         if self.phase() == Phase::OutOfStep {
             (self.epsv_all, self.padding) = (before.epsv_all, before.padding);
             self.ambiguities = before.ambiguities.after_missed(client_is_whole);
             if client_is_whole {
-                self.step = before.step.after_missed();
+                self.sync = before.sync.after_missed();
             }
         }
         self.ambiguities.note_extra_reply(ExtraReply::Any);
@@ -366,17 +366,17 @@ impl Dialogue {
     pub fn note_silence(&mut self) {
         if self.phase() == Phase::OutOfStep && self.replies.open_code().is_none() {
             self.pending = Default::default();
-            self.step = Step::after_silence();
+            self.sync = ReplySync::after_silence();
         }
     }
 
     /// Reads a complete line of the client.
     pub fn read_command(&mut self, command: Option<&Command<'_>>) -> CommandMeaning {
-        self.step.note_command(command, self.is_between_replies());
+        self.sync.note_command(command, self.is_between_replies());
         // An empty line does not show what the client speaks.
         let Some(command) = command else {
             self.ambiguities.note_extra_reply(ExtraReply::Any);
-            self.step.note_lag();
+            self.sync.note_lag();
             return CommandMeaning::Nothing;
         };
         if self.phase() != Phase::Verified {
@@ -393,7 +393,7 @@ impl Dialogue {
             Verb::Port | Verb::Eprt => return CommandMeaning::Announcement,
             Verb::Auth => return CommandMeaning::Auth,
             Verb::Pasv | Verb::Epsv => {
-                self.step.note_passive(self.has_pending_passive());
+                self.sync.note_passive(self.has_pending_passive());
                 PendingKind::Passive
             }
             Verb::EpsvAll => PendingKind::EpsvAll,
@@ -423,7 +423,7 @@ impl Dialogue {
     /// Notes that the command just read was crossed out. If too many commands are pending, or replies cannot be
     /// matched, the client gets the server's own reply.
     pub fn note_crossed_out(&mut self, reason: RefusalReason) {
-        self.step.note_command(None, false);
+        self.sync.note_command(None, false);
         let is_known = self.phase() == Phase::Verified && self.pending.len() < MAX_RUNS / 2;
         self.push_pending(if is_known {
             PendingKind::CrossedOut(reason)
@@ -458,7 +458,7 @@ impl Dialogue {
             self.advance(Read::NoTls);
         }
         self.ambiguities.note_end_of_reply(reply.is_some());
-        self.step.note_reply(reply.filter(|_| !was_open && self.pending.count() == 1));
+        self.sync.note_reply(reply.filter(|_| !was_open && self.pending.count() == 1));
         let other_end = self.replies.other_end(text).filter(|_| reply.is_none());
         self.other_end = other_end.and_then(|end| NonZeroU16::new(end.code));
         let has_greeted = self.phase().has_greeted();
@@ -566,7 +566,7 @@ impl Dialogue {
     pub fn end_tls(&mut self, side: Side, sent_data: bool) {
         if !self.state.reads_lines(side.peer()) {
             (self.pending, self.replies) = Default::default();
-            self.step = Step::unknown();
+            self.sync = ReplySync::unknown();
             // The server may still owe a reply to an encrypted command.
             self.ambiguities.require_complete_replies();
         }
@@ -642,10 +642,10 @@ impl Dialogue {
                 if !was_requested {
                     self.pending.pop();
                 } else if self.pending_transfers() == transfers {
-                    self.step.note_passive_reply();
+                    self.sync.note_passive_reply();
                 } else {
                     // The server reads commands during a transfer.
-                    self.step.note_lag();
+                    self.sync.note_lag();
                 }
                 ReplyMeaning::Passive { was_requested }
             }
@@ -661,7 +661,7 @@ impl Dialogue {
             230 | 232 if self.pending.drop_before_any(&[PendingKind::User, PendingKind::Login]) => {
                 self.pending.pop();
                 if self.pending_transfers() < transfers {
-                    self.step.note_lag();
+                    self.sync.note_lag();
                 }
                 self.accept_login()
             }
@@ -938,7 +938,7 @@ impl Ambiguities {
     }
 
     /// Whether a server may read one line of the client as several, or several as one.
-    fn may_part_client_lines(self) -> bool {
+    fn may_split_client_lines(self) -> bool {
         self.ambiguity == Some(Ambiguity::ClientLineEnds)
     }
 
@@ -1319,11 +1319,11 @@ impl PendingCommands {
 /// Maximum length of a plain command with its argument, which a server may repeat. An announcement is longer.
 const MAX_PLAIN: usize = 12;
 
-/// Replies that may still come, as far as known. One byte, because a session must fit into its cache lines.
+/// Whether replies answer the commands that they seem to answer, as far as known. One byte, because a session must fit into its cache lines.
 #[derive(Clone, Copy, Debug, Default)]
-struct Step(u8);
+struct ReplySync(u8);
 
-impl Step {
+impl ReplySync {
     /// Only plain commands were sent since no command was pending.
     const PLAIN: u8 = 1;
     /// Nothing was sent for a while, and only a plain command and its reply since.
@@ -1395,22 +1395,22 @@ impl Step {
         self.has_any_of(Self::LAG)
     }
 
-    /// The step of a dialogue of which bytes were not read.
+    /// For a dialogue of which bytes were not read.
     fn unknown() -> Self {
         Self(Self::LAG)
     }
 
-    /// The step of an idle dialogue that is in step.
+    /// For an idle dialogue that is in step.
     fn idle(self) -> Self {
         Self(Self::PLAIN | Self::PAUSED | self.0 & (Self::LAG | Self::LAG_ENDS))
     }
 
-    /// The step of a dialogue in which nothing was sent for a while.
+    /// For a dialogue in which nothing was sent for a while.
     fn after_silence() -> Self {
         Self(Self::AFTER_SILENCE)
     }
 
-    /// The step after bytes of the server were missed: the part about the client's commands remains.
+    /// After bytes of the server were missed: the part about the client's commands remains.
     fn after_missed(self) -> Self {
         Self(self.0 & Self::PLAIN | Self::LAG)
     }

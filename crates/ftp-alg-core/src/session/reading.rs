@@ -142,7 +142,7 @@ impl DirectionReader<'_> {
             if is_text && self.direction.line().is_empty() {
                 let before = self.dialogue.state;
                 self.dialogue.read_first_byte(self.from, new[0]);
-                self.follow(before);
+                self.apply_state_change(before);
                 is_text = self.dialogue.state.reads_lines(self.from);
             }
             // Most segments are one line, which is then scanned once.
@@ -228,7 +228,7 @@ impl DirectionReader<'_> {
             let are_complete = directions.iter().all(|one| one.extra().tls_records.is_complete());
             self.dialogue.end_tls(self.from, are_complete);
             self.direction.set_records(TlsRecords::NONE);
-            self.follow(before);
+            self.apply_state_change(before);
         } else {
             self.advance(Read::NoTls);
         }
@@ -248,11 +248,11 @@ impl DirectionReader<'_> {
     fn advance(&mut self, read: Read) {
         let before = self.dialogue.state;
         self.dialogue.advance(read);
-        self.follow(before);
+        self.apply_state_change(before);
     }
 
     /// Applies a change of the state since `before`, if any.
-    fn follow(&mut self, before: State) {
+    fn apply_state_change(&mut self, before: State) {
         if self.dialogue.state != before {
             self.handle_change(before);
         }
@@ -325,11 +325,11 @@ impl DirectionReader<'_> {
             {
                 self.dialogue.note_pause(self.push_state == PushState::CompleteReply);
             }
-            return self.follow(before);
+            return self.apply_state_change(before);
         }
         if self.from == Side::Client && cannot_begin_ftp(self.dialogue, line) {
             self.dialogue.mark_client_not_ftp();
-            self.follow(before);
+            self.apply_state_change(before);
         }
         self.continue_line(seq, line, boundary.ends_stream);
     }

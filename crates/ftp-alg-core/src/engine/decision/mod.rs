@@ -365,7 +365,7 @@ impl Decider<'_> {
 
     /// Reports that an unused pinhole was closed.
     fn report_closed(&mut self, closed: &Pinhole, reason: &'static str) {
-        if !closed.is_used() {
+        if !closed.is_in_transfer() {
             self.push_event(closed.closed_because(reason, Some(self.now)));
         }
     }

@@ -332,7 +332,7 @@ impl Sessions {
     fn waits_for_handover(&self, index: u32, opens: bool) -> bool {
         let Some(Entry { head, session }) = self.table.get(index) else { return false };
         let state = head.extra().fast_path;
-        let waits_in_rules = |one: &Pinhole| !one.is_used() && one.in_program().is_none();
+        let waits_in_rules = |one: &Pinhole| !one.is_in_transfer() && one.in_program().is_none();
         let is_ungreeted = session.dialogue.phase() == Phase::NotGreeted;
         !state.is_handed_over
             && state.may_be_handed_over()

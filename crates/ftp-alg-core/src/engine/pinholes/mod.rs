@@ -279,7 +279,7 @@ impl PinholeTable {
             });
             let gone: AHashSet<_> = gone.into_iter().collect();
             for (key, _) in keys.into_iter().zip(ends).filter(|(_, ends)| gone.contains(ends)) {
-                self.change(key, Pinhole::note_gone);
+                self.change(key, Pinhole::note_closed_in_kernel);
             }
         }
         self.ports.lock().check(client, limit, self.capacity)
@@ -325,7 +325,7 @@ impl PinholeTable {
     /// Notes that the pinhole which had the port `before` is closed, because another pinhole has its ends.
     fn note_replaced(&mut self, before: Option<Port>) {
         if let Some(Port { owner, serial, .. }) = before {
-            self.change((owner, serial), Pinhole::note_gone);
+            self.change((owner, serial), Pinhole::note_closed_in_kernel);
         }
     }
 
@@ -391,12 +391,12 @@ impl PinholeTable {
         }
         let mut ports = self.ports.lock();
         let is_latest = ports.get(&ends).is_none_or(|port| port.serial < serial);
-        let shard = if restored.is_used() { ANY_SHARD } else { self.shard };
+        let shard = if restored.is_in_transfer() { ANY_SHARD } else { self.shard };
         let reserve = || ports.reserve(ends, shard, owner, serial, InstalledIn::Rules);
         let before = is_latest.then(reserve).flatten();
         drop(ports);
         if !is_latest {
-            restored.note_gone();
+            restored.note_closed_in_kernel();
         }
         self.note_replaced(before);
         self.insert(owner, restored);
@@ -426,7 +426,7 @@ impl PinholeTable {
     /// Notes that a transfer uses the answered pinholes of the session `owner`. Returns how many were not used
     /// before.
     pub fn start(&mut self, owner: u32) -> u64 {
-        let is_new = |pinhole: &&Pinhole| pinhole.is_answered() && !pinhole.is_used();
+        let is_new = |pinhole: &&Pinhole| pinhole.is_answered() && !pinhole.is_in_transfer();
         let count = self.of(owner).filter(is_new).count();
         self.change_each(owner, Pinhole::is_answered, Pinhole::start);
         count as u64
@@ -437,12 +437,12 @@ impl PinholeTable {
     pub fn end(&mut self, now: Instant, owner: u32) -> u64 {
         // A success without a preliminary reply may be meant for another command.
         let is_over = |pinhole: &&Pinhole| {
-            pinhole.is_answered() && (pinhole.is_used() || !pinhole.may_be_open(now))
+            pinhole.is_answered() && (pinhole.is_in_transfer() || !pinhole.may_be_open(now))
         };
         let over: Vec<_> = self
             .of(owner)
             .filter(is_over)
-            .map(|pinhole| (pinhole.serial, pinhole.is_used()))
+            .map(|pinhole| (pinhole.serial, pinhole.is_in_transfer()))
             .collect();
         let unused = over.iter().filter(|(_, was_used)| !was_used).count();
         for (serial, was_used) in over {
@@ -467,7 +467,7 @@ impl PinholeTable {
     /// so the pinhole stays open until its deadline.
     pub fn fail(&mut self, now: Instant, owner: u32, reply: Reply) {
         while self
-            .close_first(owner, |pinhole| pinhole.is_used() && pinhole.deadline <= now)
+            .close_first(owner, |pinhole| pinhole.is_in_transfer() && pinhole.deadline <= now)
             .is_some()
         {}
         self.change_each(owner, |_| true, |pinhole| pinhole.fail(reply));
@@ -481,7 +481,7 @@ impl PinholeTable {
     /// Notes that the used pinholes of the session `owner` whose deadlines have passed are not open any more. Closes
     /// expectations, because the kernel does not end their lifetime itself. The ports stay reserved.
     pub fn end_lifetimes(&mut self, owner: u32, now: Instant, kernel: &dyn Kernel) {
-        let is_over = |one: &&Pinhole| one.is_used() && one.is_open() && one.deadline <= now;
+        let is_over = |one: &&Pinhole| one.is_in_transfer() && one.is_open() && one.deadline <= now;
         let over = self.of(owner).filter(is_over);
         let over: Vec<_> =
             over.map(|one| (one.serial, Closing::new(one.ends, one.installed_in))).collect();
@@ -489,7 +489,7 @@ impl PinholeTable {
             if kernel.uses_expectations() {
                 self.closings.push(closing, Condition::Always);
             }
-            self.change((owner, serial), Pinhole::note_gone);
+            self.change((owner, serial), Pinhole::note_closed_in_kernel);
         }
     }
 
@@ -519,7 +519,7 @@ impl PinholeTable {
             let Some(pinhole) = self.all.get(&key).filter(is_meant) else { continue };
             match kernel.renew(&pinhole.opening(control, lifetime), pinhole.installed_in) {
                 Ok(true) => {}
-                Ok(false) => drop(self.change(key, Pinhole::note_gone)),
+                Ok(false) => drop(self.change(key, Pinhole::note_closed_in_kernel)),
                 Err(error) => self.errors.push(error),
             }
         }
@@ -531,7 +531,7 @@ impl PinholeTable {
         let mut last = None;
         for (_, pinhole) in self.all.range_mut((owner, 0)..=(owner, u64::MAX)) {
             let is_due = pinhole.examination.take_if(|at| *at <= now).is_some();
-            if is_due && !pinhole.is_used() && !pinhole.has_ended() {
+            if is_due && !pinhole.is_in_transfer() && !pinhole.has_ended() {
                 last = Some(pinhole.ends);
             }
         }

@@ -4,11 +4,11 @@
 //! | --- | --- | --- |
 //! | | it was opened for a command; for a reply | announced; answered |
 //! | announced | [`answer`](Pinhole::answer): the server accepted the command | answered |
-//! | answered | [`start`](Pinhole::start): a preliminary reply, or a success | used: its connection may still have to come |
-//! | used | [`fail`](Pinhole::fail): the transfer failed, perhaps before its connection | answered |
+//! | answered | [`start`](Pinhole::start): a preliminary reply, or a success | in transfer: its connection may still have to come |
+//! | in transfer | [`fail`](Pinhole::fail): the transfer failed, perhaps before its connection | answered |
 //! | answered | `fail`: the server refused the command, but not with 425 | answered and refused, until the next command |
-//! | answered, used | [`end`](Pinhole::end): the transfer ended well | ended, for a [while](GRACE): its connection may still have to come |
-//! | open | [`note_gone`](Pinhole::note_gone): consumed, expired, or replaced by another with its ends | not open |
+//! | answered, in transfer | [`end`](Pinhole::end): the transfer ended well | ended, for a [while](GRACE): its connection may still have to come |
+//! | open | [`note_closed_in_kernel`](Pinhole::note_closed_in_kernel): consumed, expired, or replaced by another with its ends | not open |
 //! | of the program | [`move_to_rules`](Pinhole::move_to_rules) | of the rules |
 //!
 //! When it is closed, it leaves the [table](super::PinholeTable), and its port is reserved until the kernel has done that.
@@ -64,7 +64,7 @@ pub struct Pinhole {
     state: State,
     /// Whether the kernel is known to have closed it. A preliminary reply does not show that, because the server may
     /// be about to connect.
-    is_gone: bool,
+    is_closed_in_kernel: bool,
     /// Whether its transfer has ever started, so that it may be consumed.
     has_started: bool,
     /// Whether the BPF program found it consumed, and has it no more.
@@ -82,7 +82,7 @@ enum State {
     /// It waits for a transfer. `is_refused`: the server refused the last command that was to use it.
     Answered { is_refused: bool },
     /// A transfer uses it.
-    Used,
+    InTransfer,
     /// Its transfer has ended.
     Ended { until: Instant },
 }
@@ -145,7 +145,7 @@ impl Pinhole {
             serial: 0,
             installed_in,
             state,
-            is_gone: false,
+            is_closed_in_kernel: false,
             has_started: false,
             is_consumed: false,
             is_granted: false,
@@ -156,7 +156,7 @@ impl Pinhole {
     /// A pinhole that an earlier daemon recorded.
     pub(super) fn restored(record: &PinholeRecord, deadline: Instant, client: ClientKey) -> Self {
         let state = match (record.in_use, record.answered) {
-            (true, _) => State::Used,
+            (true, _) => State::InTransfer,
             (false, true) => State::Answered { is_refused: false },
             (false, false) => State::Announced,
         };
@@ -169,7 +169,7 @@ impl Pinhole {
     pub fn record(&self, deadline: u64) -> PinholeRecord {
         let Self { ends, kind, serial, .. } = *self;
         let (answered, in_use, in_program) =
-            (self.is_answered(), self.is_used(), self.in_program());
+            (self.is_answered(), self.is_in_transfer(), self.in_program());
         PinholeRecord { ends, kind, serial, deadline, answered, in_use, in_program }
     }
 
@@ -193,8 +193,8 @@ impl Pinhole {
 
     /// Whether a transfer uses it: the server has sent a preliminary reply or a success, but its data connection may
     /// still have to come.
-    pub fn is_used(&self) -> bool {
-        self.state == State::Used
+    pub fn is_in_transfer(&self) -> bool {
+        self.state == State::InTransfer
     }
 
     /// Whether the server refused the last command that was to use it.
@@ -209,12 +209,12 @@ impl Pinhole {
 
     /// Whether the kernel may have it open `now`, as far as is known.
     pub fn may_be_open(&self, now: Instant) -> bool {
-        !self.is_gone && self.ended_until().is_none_or(|until| until > now)
+        !self.is_closed_in_kernel && self.ended_until().is_none_or(|until| until > now)
     }
 
     /// Whether the kernel may have it open, as far as is known, and its transfer has not ended.
     pub(crate) fn is_open(&self) -> bool {
-        !self.is_gone && !self.has_ended()
+        !self.is_closed_in_kernel && !self.has_ended()
     }
 
     /// Whether it counts for its client's limit.
@@ -242,13 +242,13 @@ impl Pinhole {
     }
 
     pub(super) fn start(&mut self) {
-        (self.state, self.has_started) = (State::Used, true);
+        (self.state, self.has_started) = (State::InTransfer, true);
     }
 
     /// A transfer failed with `reply`.
     pub(super) fn fail(&mut self, reply: Reply) {
         match self.state {
-            State::Used => self.state = State::Answered { is_refused: false },
+            State::InTransfer => self.state = State::Answered { is_refused: false },
             State::Answered { .. } => {
                 self.state = State::Answered { is_refused: reply.code != NO_DATA_CONNECTION };
             }
@@ -258,7 +258,8 @@ impl Pinhole {
 
     /// Its transfer has ended well.
     pub(super) fn end(&mut self, now: Instant) {
-        let until = if self.is_gone { now + LINGER } else { self.deadline.min(now + GRACE) };
+        let until =
+            if self.is_closed_in_kernel { now + LINGER } else { self.deadline.min(now + GRACE) };
         self.state = State::Ended { until };
     }
 
@@ -270,13 +271,13 @@ impl Pinhole {
         }
     }
 
-    pub(super) fn note_gone(&mut self) {
-        self.is_gone = true;
+    pub(super) fn note_closed_in_kernel(&mut self) {
+        self.is_closed_in_kernel = true;
     }
 
     /// The BPF program found it consumed.
     pub(super) fn note_consumed(&mut self) {
-        (self.is_gone, self.is_consumed) = (true, true);
+        (self.is_closed_in_kernel, self.is_consumed) = (true, true);
     }
 
     /// From now on the rules have it, not the BPF program.

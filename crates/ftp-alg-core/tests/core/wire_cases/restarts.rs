@@ -54,7 +54,7 @@ fn a_session_that_is_not_queued_any_more_loses_its_pinholes() {
         let written = sim.records();
         for is_queued in [true, false] {
             let mut records = SessionRecords::read(written.iter().map(Vec::as_slice)).unwrap();
-            records.set_queued(|server, translation| {
+            records.mark_unqueued(|server, translation| {
                 assert_eq!((server, translation), (sim.translation.server, Some(&sim.translation)));
                 is_queued
             });
