@@ -79,19 +79,48 @@ impl Sim {
         Self::after(scenario, LOGIN)
     }
 
-    /// Plays a script. Each message must arrive unchanged.
+    /// Plays a script. Each message must arrive as [`said_and_heard`](Self::said_and_heard) has it.
     #[track_caller]
     pub fn play(&mut self, script: &str) {
         for Message { from_client, text, .. } in messages(script) {
             let side = if from_client { Client } else { Server };
-            assert_eq!(self.tell(side, &text), text, "{script}");
+            let lines = text.split_inclusive('\n').map(|line| self.said_and_heard(line));
+            let (said, heard): (String, String) = lines.collect();
+            assert_eq!(self.tell(side, &said), heard, "{script}: {}", self.summary());
         }
+    }
+
+    /// A line of a script, as it is said and as it is heard. `ACTIVE 22` and `PASSIVE 22` announce this port, `PASSIVE` asks
+    /// for one. `said => heard` is changed, `said => X` crossed out, and `said => =` unchanged, as all others.
+    fn said_and_heard(&self, line: &str) -> (String, String) {
+        let [text, end] = {
+            let text = line.trim_end_matches(['\r', '\n']);
+            [text, &line[text.len()..]]
+        };
+        if let Some((said, heard)) = text.split_once(" => ") {
+            let (said, _) = self.said_and_heard(&format!("{said}{end}"));
+            let heard = match heard {
+                "X" => crossed_out(&said),
+                "=" => said.clone(),
+                heard => format!("{heard}{end}"),
+            };
+            return (said, heard);
+        }
+        let lines = match text.split_once(' ') {
+            Some(("ACTIVE", port)) => self.active(port.parse().unwrap()),
+            Some(("PASSIVE", port)) => self.passive(port.parse().unwrap()),
+            _ if text == "PASSIVE" => [self.passive_command(); 2].map(str::to_owned),
+            _ => return (line.to_owned(), line.to_owned()),
+        };
+        lines.map(|line| line.replace("\r\n", end)).into()
     }
 
     /// Plays a script, whatever arrives of it.
     pub fn hear(&mut self, script: &str) {
         for Message { from_client, text, .. } in messages(script) {
-            self.say(if from_client { Client } else { Server }, text.as_bytes());
+            let said: String =
+                text.split_inclusive('\n').map(|line| self.said_and_heard(line).0).collect();
+            self.say(if from_client { Client } else { Server }, said.as_bytes());
         }
     }
 

@@ -81,6 +81,22 @@ fn with(nat: Nat) -> Scenario {
     Scenario { nat, ..Scenario::default() }
 }
 
+/// Plays each script of a table everywhere, after a login. The numbers behind `::` are the ports whose pinholes are open
+/// then.
+#[track_caller]
+fn assert_open(table: &str) {
+    for case in cases(table) {
+        let (script, ports) = case.split_once("::").unwrap();
+        logged_in_everywhere(|mut sim| {
+            sim.play(script);
+            let open: Vec<_> = sim.kernel.pinholes().iter().map(|p| p.target.port()).collect();
+            let expected: Vec<u16> =
+                ports.split_whitespace().map(|port| port.parse().unwrap()).collect();
+            assert_eq!(open, expected, "{script}: {}", sim.summary());
+        });
+    }
+}
+
 /// The announcement of a third host.
 fn third(v6: bool) -> String {
     active(if v6 { "[fd99::9]:2200" } else { "10.99.99.99:2200" }.parse().unwrap())

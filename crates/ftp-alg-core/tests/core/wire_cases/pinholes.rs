@@ -15,8 +15,8 @@ fn a_pinhole_is_open_before_its_announcement_is_forwarded() {
         let (initiator, source) = (t.server.ip(), t.server_external.ip());
         assert_eq!(sim.kernel.pinholes(), [PinholeEnds { initiator, arrival, target, source }]);
         sim.settle();
-        sim.play("< 200 ok");
-        sim.exchange(sim.passive_command(), &sim.passive(3300)[0]);
+        sim.server.read();
+        sim.play("< 200 ok > PASSIVE < PASSIVE 3300");
         let (arrival, target) = (at(t.server_external, 3300), at(t.server, 3300));
         let (initiator, source) = (t.client.ip(), t.client_external.ip());
         let later = PinholeEnds { initiator, arrival, target, source };
@@ -30,65 +30,32 @@ fn pinholes_need_a_login_unless_the_policy_waives_it() {
         for require_login in [true, false] {
             scenario.policy.require_login = require_login;
             let mut sim = Sim::after(scenario.clone(), "< 220 ready > USER joe < 331 password");
-            sim.exchange(&sim.active(2200)[0], "530 log in\r\n");
-            sim.exchange(sim.passive_command(), &sim.passive(3300)[0]);
+            let forwarded = if require_login { "=> =" } else { "" };
+            sim.play(&format!("> ACTIVE 2200 {forwarded} < 530 log in"));
+            sim.play(&format!("> PASSIVE < PASSIVE 3300 {forwarded}"));
             assert_eq!(sim.kernel.opened.len(), if require_login { 0 } else { 2 });
         }
     });
 }
 
 #[test]
-fn a_pinhole_is_revoked_if_the_server_refuses_its_announcement() {
-    everywhere(|scenario| {
-        for reply in ["500 no\r\n", "425 no\r\n", "530-no\r\n text\r\n530 no\r\n"] {
-            let mut sim = Sim::logged_in(scenario.clone());
-            sim.exchange(&sim.active(2200)[0], reply);
-            assert_eq!(sim.kernel.opened.len(), 1);
-            assert_eq!(sim.kernel.pinholes(), []);
-            sim.assert_ends(Client);
-        }
-    });
-}
-
-#[test]
-fn replies_are_matched_to_pipelined_announcements_in_order() {
-    logged_in_everywhere(|mut sim| {
-        let [[first, _], [second, _]] = [2200, 2201].map(|port| sim.active(port));
-        sim.tell(Client, &format!("NOOP\r\n{first}{second}NOOP\r\n"));
-        let open = |sim: &mut Sim| -> Vec<u16> {
-            sim.kernel.pinholes().iter().map(|p| p.target.port()).collect()
-        };
-        assert_eq!(open(&mut sim), [2200, 2201]);
-        sim.say(Server, b"500 no\r\n");
-        assert_eq!(open(&mut sim), [2200, 2201], "the reply was to the NOOP");
-        sim.say(Server, b"500 no\r\n");
-        assert_eq!(open(&mut sim), [2201]);
-        sim.say(Server, b"200 ok\r\n500 no\r\n");
-        assert_eq!(open(&mut sim), [2201]);
-    });
-}
-
-#[test]
-fn a_passive_reply_without_its_command_opens_no_pinhole() {
-    everywhere(|scenario| {
-        let mut sim = Sim::logged_in(scenario.clone());
-        let [[reply, _], [another, _]] = [3300, 3301].map(|port| sim.passive(port));
-        // A reply before its command, a second time, and to another command.
-        assert_eq!(sim.tell(Server, &reply), reply);
-        sim.exchange("NOOP\r\n", &reply);
-        assert_eq!(sim.kernel.opened, []);
-        assert_untouched(&sim);
-        sim.exchange(sim.passive_command(), &reply);
-        assert_eq!(sim.kernel.opened.len(), 1);
-        assert_eq!(sim.tell(Server, &another), another);
-        assert_eq!(sim.kernel.opened.len(), 1);
-        let mut cut = Sim::logged_in(scenario);
-        let (first, second) = reply.split_at(6);
-        for (side, part) in [(Server, first), (Client, cut.passive_command()), (Server, second)] {
-            cut.tell(side, part);
-        }
-        assert_eq!(cut.kernel.opened, []);
-    });
+fn replies_open_and_close_the_pinholes_of_their_commands() {
+    let pipeline = r"> NOOP\r\nACTIVE 2200\r\nACTIVE 2201\r\nNOOP";
+    assert_open(&format!(
+        r"
+        the later one replaces the first  > ACTIVE 2200 < 200 ok > PASSIVE < PASSIVE 3300 :: 3300
+        refused                           > ACTIVE 2200 < 500 no ::
+        no data connection                > ACTIVE 2200 < 425 no ::
+        refused in lines                  > ACTIVE 2200 < 530-no\r\n text\r\n530 no ::
+        a pipeline                        {pipeline} :: 2200 2201
+        the reply to its NOOP             {pipeline} < 500 no :: 2200 2201
+        to the first announcement         {pipeline} < 500 no < 500 no :: 2201
+        to the second, and to its NOOP    {pipeline} < 500 no < 500 no < 200 ok\r\n500 no :: 2201
+        before its command                < PASSIVE 3300 => = > NOOP < PASSIVE 3300 => = ::
+        a second time                     > PASSIVE < PASSIVE 3300 < PASSIVE 3301 => = :: 3300
+        begun before its command          < 229 x\c > PASSIVE <  (|||3300|) ::
+        "
+    ));
 }
 
 /// It is looked at when it has been open for ten seconds (does its data connection wait?), and when it would be renewed.
@@ -96,9 +63,9 @@ fn a_passive_reply_without_its_command_opens_no_pinhole() {
 fn each_unused_pinhole_expires_at_its_own_deadline() {
     logged_in_everywhere(|mut sim| {
         let first = sim.now();
-        sim.exchange(&sim.active(2200)[0], "200 ok\r\n");
+        sim.play("> ACTIVE 2200 < 200 ok");
         sim.advance(Duration::from_secs(10));
-        sim.tell(Client, &sim.active(2201)[0]);
+        sim.play("> ACTIVE 2201");
         let mut seen = Vec::new();
         while let Some(at) = sim.next_deadline() {
             sim.advance(at - sim.now());
@@ -116,26 +83,26 @@ fn each_unused_pinhole_expires_at_its_own_deadline() {
 fn a_success_before_the_data_connection_leaves_the_pinhole_open() {
     everywhere(|scenario| {
         for early in ["< 200 ok", "< 226 done", "< 250 ok", "< 213 5"] {
-            for is_active in [true, false] {
+            for announces in ["> ACTIVE 2200 < 200 ok", "> PASSIVE < PASSIVE 3300"] {
                 let mut sim = Sim::logged_in(scenario.clone());
-                let t = sim.translation;
-                let initiator = if is_active { t.server.ip() } else { t.client.ip() };
-                if is_active {
-                    sim.exchange(&sim.active(2200)[0], "200 ok\r\n");
-                } else {
-                    sim.exchange(sim.passive_command(), &sim.passive(3300)[0]);
-                }
-                sim.play(&format!("> RETR x {early}"));
-                let arrival = sim.kernel.opened[0].arrival;
-                assert!(sim.kernel.connect(initiator, arrival).is_some(), "{early}");
+                sim.play(&format!("{announces} > RETR x {early}"));
+                assert!(connects(&mut sim), "{early}");
                 sim.play("< 150 here it comes < 226 done");
-                assert_eq!(sim.kernel.connect(initiator, arrival), None, "{early}");
+                assert!(!connects(&mut sim), "{early}");
                 // The next announcement ends it, if it was not used.
-                sim.exchange(&sim.active(2201)[0], "200 ok\r\n");
+                sim.play("> ACTIVE 2201 < 200 ok");
                 assert_eq!(sim.kernel.pinholes().len(), 1, "{early}");
             }
         }
     });
+}
+
+/// Whether the first pinhole lets its data connection pass.
+fn connects(sim: &mut Sim) -> bool {
+    let PinholeEnds { initiator, arrival, target, .. } = sim.kernel.opened[0];
+    let connected = sim.kernel.connect(initiator, arrival);
+    assert!(connected.is_none_or(|to| to == target));
+    connected.is_some()
 }
 
 /// z/OS connects a minute after `PORT`, and a file may be on a tape. The transfer command has no reply meanwhile, or
@@ -144,38 +111,29 @@ fn a_success_before_the_data_connection_leaves_the_pinhole_open() {
 fn a_pinhole_lives_as_long_as_its_transfer_command_is_pending_but_not_for_ever() {
     for reply in ["", "< 150 recalling it", "< 125 wait"] {
         everywhere(|scenario| {
-            let after_retr = |is_used: bool| {
-                let mut sim = Sim::logged_in(scenario.clone());
-                sim.exchange(&sim.active(2200)[0], "200 ok\r\n");
-                sim.play(&format!("> RETR x {reply}"));
-                let PinholeEnds { initiator, arrival, .. } = sim.kernel.opened[0];
-                if is_used {
-                    assert!(sim.kernel.connect(initiator, arrival).is_some());
-                }
-                (sim, initiator, arrival)
-            };
-            let (mut sim, initiator, arrival) = after_retr(false);
+            let script = format!("{LOGIN}> ACTIVE 2200 < 200 ok > RETR x {reply}");
+            let after_retr = || Sim::after(scenario.clone(), &script);
+            let mut sim = after_retr();
             sim.wait(590);
-            let connected = sim.kernel.connect(initiator, arrival);
-            assert_eq!(connected, Some(at(sim.translation.client, 2200)), "{reply}");
+            assert!(connects(&mut sim), "{reply}");
             sim.wait(31);
-            let again = sim.kernel.connect(initiator, arrival);
-            assert_eq!(again, None, "it is renewed, not opened again");
+            assert!(!connects(&mut sim), "it is renewed, not opened again");
 
-            let (mut sim, ..) = after_retr(false);
+            let mut sim = after_retr();
             sim.wait(45);
             assert_eq!(sim.kernel.pinholes().len(), 1);
             sim.play("< 425 no");
             sim.wait(61);
             assert_eq!(sim.kernel.pinholes(), [], "nobody waits any more");
 
-            let (mut sim, ..) = after_retr(false);
+            let mut sim = after_retr();
             sim.wait(700);
             assert_eq!(sim.kernel.pinholes(), [], "after ten minutes");
 
-            let (mut sim, initiator, arrival) = after_retr(true);
+            let mut sim = after_retr();
+            assert!(connects(&mut sim));
             sim.wait(45);
-            assert_eq!(sim.kernel.connect(initiator, arrival), None, "it was consumed");
+            assert!(!connects(&mut sim), "it was consumed");
         });
     }
 }
@@ -194,18 +152,27 @@ fn a_reloaded_pinhole_timeout_applies_to_new_pinholes() {
     assert_eq!(left, [9 * 256 + 9]);
 }
 
+/// Later, if the kernel refuses to close them.
 #[test]
 fn closing_the_control_connection_closes_its_pinholes() {
-    logged_in_everywhere(|mut sim| {
-        sim.exchange(sim.passive_command(), &sim.passive(3300)[0]);
-        sim.close(Client);
-        sim.settle();
-        assert_eq!(sim.kernel.pinholes().len(), 1);
-        sim.close(Server);
-        sim.settle();
-        assert_eq!(sim.kernel.pinholes(), []);
-        sim.assert_nothing_left();
-    });
+    for fails in [false, true] {
+        logged_in_everywhere(|mut sim| {
+            sim.play("> PASSIVE < PASSIVE 3300");
+            sim.close(Client);
+            sim.settle();
+            assert_eq!(sim.kernel.pinholes().len(), 1);
+            sim.kernel.failing = fails;
+            sim.close(Server);
+            sim.settle();
+            assert_eq!(sim.kernel.pinholes().len(), usize::from(fails));
+            assert_eq!(sim.engine().sessions.list_pinholes().count(), 0);
+            assert_eq!(sim.engine().counters().errors > 0, fails);
+            sim.kernel.failing = false;
+            sim.advance(Duration::from_secs(1));
+            assert_eq!(sim.kernel.pinholes(), []);
+            sim.assert_nothing_left();
+        });
+    }
 }
 
 #[test]
@@ -233,26 +200,23 @@ fn a_retransmitted_syn_consumes_no_later_pinhole() {
             everywhere(|scenario| {
                 let mut sim = Sim::logged_in(Scenario { hands_over, ..scenario });
                 let t = sim.translation;
-                let (initiator, arrival, target) = match is_active {
-                    true => (t.server.ip(), at(t.client_external, 2200), at(t.client, 2200)),
-                    false => (t.client.ip(), at(t.server_external, 2200), at(t.server, 2200)),
+                let (announces, initiator, [arrival, target]) = if is_active {
+                    ("> ACTIVE 2200 < 200 ok", t.server.ip(), [t.client_external, t.client])
+                } else {
+                    ("> PASSIVE < PASSIVE 2200", t.client.ip(), [t.server_external, t.server])
                 };
-                let announces = |sim: &mut Sim| match is_active {
-                    true => sim.exchange(&active(target), "200 ok\r\n"),
-                    false => sim.exchange(sim.passive_command(), &passive(target)),
-                };
-                let source = SocketAddr::new(initiator, 20);
+                let (arrival, target) = (at(arrival, 2200), at(target, 2200));
                 let room = sim.kernel.program.ring_capacity;
                 if is_queued {
                     sim.kernel.program.ring_capacity = 0;
                 }
-                announces(&mut sim);
+                sim.hear(announces);
                 sim.kernel.program.ring_capacity = room;
+                let source = SocketAddr::new(initiator, 20);
                 assert_eq!(sim.kernel.receive_syn(source, arrival, 7), Some(target));
                 // While the rules have a pinhole, the connection is not handed over again.
-                let ending = if is_queued { "226 done\r\n" } else { "425 no connection\r\n" };
-                sim.exchange("RETR x\r\n", ending);
-                announces(&mut sim);
+                let ending = if is_queued { "226 done" } else { "425 no connection" };
+                sim.hear(&format!("> RETR x < {ending} {announces}"));
                 for _ in 0..2 {
                     assert_eq!(sim.kernel.receive_syn(source, arrival, 7), None, "it passes");
                 }
@@ -261,21 +225,6 @@ fn a_retransmitted_syn_consumes_no_later_pinhole() {
             });
         }
     }
-}
-
-#[test]
-fn a_pinhole_admits_exactly_one_connection() {
-    logged_in_everywhere(|mut sim| {
-        let t = sim.translation;
-        let seen = at(t.client_external, 2200);
-        sim.exchange(&sim.active(2200)[0], "200 ok\r\n");
-        assert_eq!(sim.kernel.connect(t.server.ip(), at(seen, 2201)), None);
-        assert_eq!(sim.kernel.connect(t.client.ip(), seen), None);
-        assert_eq!(sim.kernel.connect(t.server.ip(), seen), Some(at(t.client, 2200)));
-        assert_eq!(sim.kernel.connect(t.server.ip(), seen), None);
-        sim.play("> LIST < 150 here < 226 done");
-        assert_eq!(sim.engine().sessions.list_pinholes().count(), 0);
-    });
 }
 
 #[test]
@@ -316,94 +265,36 @@ fn a_client_whose_port_is_translated_into_a_set_announces_no_port_outside_of_it(
     });
 }
 
+/// A pinhole is closed and another opened in one transaction: the reason is the kernel's.
 #[test]
 fn an_announcement_is_refused_while_the_kernel_fails_or_does_not_know_the_connection() {
     everywhere(|scenario| {
-        for is_unknown in [false, true] {
-            let mut sim = Sim::logged_in(scenario.clone());
-            let [line, seen] = sim.active(2200);
+        for (before, is_unknown, reason) in [
+            ("", true, "conntrack does not know the connection"),
+            ("", false, ": Cannot allocate memory (os error 12)"),
+            ("> ACTIVE 2200 < 200 ok", false, "close: Cannot allocate memory (os error 12)"),
+        ] {
+            let mut sim = Sim::after(scenario.clone(), &format!("{LOGIN}{before}"));
+            let opened = sim.kernel.opened.len();
             (sim.kernel.failing, sim.kernel.forgot) = (!is_unknown, is_unknown);
-            assert_eq!(sim.tell(Client, &line), crossed_out(&line));
-            sim.play("< 500 no");
+            sim.play("> ACTIVE 2200 => X");
+            sim.hear("< 500 no");
             (sim.kernel.failing, sim.kernel.forgot) = (false, false);
-            assert_eq!(sim.kernel.opened, []);
-            assert_eq!(sim.tell(Client, &line), seen);
+            assert_eq!(sim.kernel.opened.len(), opened);
+            let last = sim.decisions().pop().unwrap();
+            assert!(last.contains(reason), "{last}");
+            sim.play("> ACTIVE 2200");
             sim.assert_ends(Client);
         }
-    });
-}
-
-/// A pinhole is closed and another opened in one transaction: the reason is the kernel's.
-#[test]
-fn a_transaction_that_fails_is_the_reason_of_a_refusal() {
-    logged_in_everywhere(|mut sim| {
-        let [line, _] = sim.active(2200);
-        sim.exchange(&line, "200 ok\r\n");
-        sim.kernel.failing = true;
-        assert_eq!(sim.tell(Client, &line), crossed_out(&line));
-        let last = sim.decisions().pop().unwrap();
-        assert!(last.ends_with("close: Cannot allocate memory (os error 12)"), "{last}");
-    });
-}
-
-#[test]
-fn a_pinhole_that_the_kernel_did_not_close_is_closed_later() {
-    logged_in_everywhere(|mut sim| {
-        let [line, _] = sim.active(2200);
-        sim.exchange(&line, "200 ok\r\n");
-        sim.kernel.failing = true;
-        sim.close(Client);
-        sim.close(Server);
-        sim.settle();
-        assert_eq!(sim.kernel.pinholes().len(), 1);
-        assert_eq!(sim.daemon.engine().sessions.list_pinholes().count(), 0);
-        assert!(sim.daemon.engine().counters().errors > 0);
-        sim.kernel.failing = false;
-        sim.advance(Duration::from_secs(1));
-        assert_eq!(sim.kernel.pinholes(), []);
-        sim.assert_nothing_left();
     });
 }
 
 #[test]
 fn a_renewal_that_the_kernel_refuses_is_counted() {
     logged_in_everywhere(|mut sim| {
-        let [line, _] = sim.active(2200);
-        sim.exchange(&line, "200 ok\r\n");
-        sim.play("> RETR x");
+        sim.play("> ACTIVE 2200 < 200 ok > RETR x");
         sim.kernel.failing = true;
         sim.wait(45);
         assert!(sim.daemon.engine().counters().errors > 0);
     });
-}
-
-#[test]
-fn a_fixed_external_address_is_announced() {
-    everywhere_v4(|mut scenario| {
-        let fixed: IpAddr = "198.18.0.1".parse().unwrap();
-        scenario.policy.external = fixed.into();
-        let t = scenario.nat.translation(false);
-        let external = ExternalAddress::Fixed("198.18.0.2".parse().unwrap());
-        let server = KnownServer::new(t.server.ip());
-        scenario.policy.servers = [KnownServer { external: Some(external), ..server }].into();
-        let mut sim = Sim::logged_in(scenario.clone());
-        let [own, _] = sim.active(2200);
-        let is_hidden = scenario.nat.hides_client();
-        let seen = if is_hidden { active(SocketAddr::new(fixed, 2200)) } else { own.clone() };
-        assert_eq!(sim.exchange(&own, "200 ok\r\n").0, seen);
-        let heard = sim.exchange("PASV\r\n", &sim.passive(3300)[0]).1;
-        assert_eq!(heard, passive("198.18.0.2:3300".parse().unwrap()));
-        // The data connection arrives at the address that NAT translates, not at the announced one.
-        let seen = at(t.server_external, 3300);
-        assert_eq!(sim.kernel.connect(t.client.ip(), seen), Some(at(t.server, 3300)));
-    });
-}
-
-#[test]
-fn queue_mode_all_is_set_only_with_a_sequence_adjustment() {
-    for (nat, mode) in [(Nat::Masquerade, Some(QueueMode::EveryPacket)), (Nat::Routed, None)] {
-        let mut sim = Sim::logged_in(with(nat));
-        sim.say(Client, b"PORT 192,168,150,80,9,9\r\n");
-        assert_eq!(sim.kernel.queue_mode, mode);
-    }
 }

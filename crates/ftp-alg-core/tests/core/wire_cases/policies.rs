@@ -96,22 +96,22 @@ fn replace_foreign_address_affects_only_foreign_addresses_of_servers() {
 #[test]
 fn announcements_are_refused_until_the_external_name_is_resolved() {
     everywhere_v4(|mut scenario| {
-        let nat = scenario.nat;
-        let (hides_client, hides_server) = (nat.hides_client(), nat.hides_server());
+        let t = scenario.translation();
+        let (hides_client, hides_server) =
+            (scenario.nat.hides_client(), scenario.nat.hides_server());
         scenario.policy.external =
             ExternalAddresses { v4: ExternalAddress::Unresolved, v6: ExternalAddress::Unresolved };
         let mut sim = Sim::logged_in(scenario.clone());
         let ([line, _], [line227, _]) = (sim.active(2200), sim.passive(3300));
-        let reply = if hides_client { "500 what?\r\n" } else { "200 ok\r\n" };
-        let heard = sim.exchange(&line, reply).0;
-        assert_eq!(heard, if hides_client { crossed_out(&line) } else { line.clone() });
+        sim.play(if hides_client { "> ACTIVE 2200 => X" } else { "> ACTIVE 2200" });
+        sim.hear("< 500 what?");
         let opened = sim.kernel.opened.len();
         let heard = sim.exchange("PASV\r\n", &line227).1;
         let refusal = "425 Gateway: name not resolved yet.";
         assert_eq!(heard.trim_end(), if hides_server { refusal } else { line227.trim_end() });
         assert_eq!(sim.kernel.opened.len() - opened, usize::from(!hides_server));
 
-        let fixed: std::net::IpAddr = "198.18.0.1".parse().unwrap();
+        let fixed: IpAddr = "198.18.0.1".parse().unwrap();
         scenario.policy.external = fixed.into();
         sim.engine().sessions.set_policy(scenario.policy.clone());
         let hidden = active(SocketAddr::new(fixed, 2200));
@@ -119,7 +119,17 @@ fn announcements_are_refused_until_the_external_name_is_resolved() {
         assert_eq!(heard, if hides_client { hidden } else { line });
         let hidden = passive(SocketAddr::new(fixed, 3300));
         let heard = sim.exchange("PASV\r\n", &line227).1;
-        assert_eq!(heard, if hides_server { hidden } else { line227 });
+        assert_eq!(heard, if hides_server { hidden } else { line227.clone() });
+
+        // That of a known server is announced even if NAT does not hide it. The data connection arrives at the address that
+        // NAT translates, not at the announced one.
+        let external = ExternalAddress::Fixed("198.18.0.2".parse().unwrap());
+        let policy = with_known_server(scenario, Some(external), false).policy;
+        sim.engine().sessions.set_policy(policy);
+        let heard = sim.exchange("PASV\r\n", &line227).1;
+        assert_eq!(heard, passive(endpoint("198.18.0.2:3300")));
+        let connected = sim.kernel.connect(t.client.ip(), at(t.server_external, 3300));
+        assert_eq!(connected, Some(at(t.server, 3300)));
     });
 }
 
