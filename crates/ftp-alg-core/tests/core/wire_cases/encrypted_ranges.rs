@@ -30,12 +30,16 @@ fn closings(sim: &Sim) -> Vec<&'static str> {
     closed.collect()
 }
 
+/// Also with implicit TLS, on any control port. Such a session is followed as long as one that has greeted.
 #[test]
 fn they_are_open_from_the_handshake_to_the_fin_of_the_server() {
     everywhere(|scenario| {
         let t = scenario.translation();
-        for first in [Client, Server] {
-            let mut sim = encrypted(scenario.clone());
+        for (first, begin) in
+            [Client, Server].into_iter().flat_map(|first| [(first, AUTH), (first, "")])
+        {
+            let mut sim = Sim::after(with_ports(scenario.clone()), begin);
+            begin_tls(&mut sim);
             let [range] = &sim.kernel.ranges[..] else { panic!("{}", sim.summary()) };
             let expected = RangeInfo {
                 initiator: t.client.ip(),
@@ -46,7 +50,8 @@ fn they_are_open_from_the_handshake_to_the_fin_of_the_server() {
             };
             assert_eq!(*range, expected);
             sim.say(Client, &record(23, b"PASV"));
-            sim.advance(Duration::from_secs(90));
+            // A transfer of half an hour.
+            sim.advance(Duration::from_secs(1800));
             assert_eq!(sim.kernel.ranges.len(), 1);
             // Small devices close behind their last command. A server that has closed answers nothing more.
             sim.close(first);
@@ -85,22 +90,6 @@ fn they_stay_closed_without_a_handshake_of_both_ends() {
     let mut sim = Sim::after(Scenario::default(), AUTH);
     begin_tls(&mut sim);
     assert!(sim.kernel.ranges.iter().all(|range| range.ports.is_empty()));
-}
-
-/// Some servers accept AUTH with another code, and clients begin before the reply is known.
-#[test]
-fn the_bytes_count_not_the_reply() {
-    for case in cases(
-        r"
-        200        < 220 ready > AUTH TLS < 200 go
-        in lines   < 220 ready > AUTH TLS < 200-a\r\n200 go
-        334        < 220 ready > AUTH TLS < 334 go
-        ",
-    ) {
-        let mut sim = Sim::after(with_ports(Scenario::default()), case);
-        begin_tls(&mut sim);
-        assert_eq!(sim.kernel.ranges.len(), 1, "{case}");
-    }
 }
 
 /// The next packet of the session opens it, before its answer has passed.
@@ -210,30 +199,22 @@ fn plain_text_behind_tls_closes_them() {
     assert!(sim.kernel.ranges.is_empty());
 }
 
-/// On any control port. Such a session is followed as long as one that has greeted.
+/// Of an encrypted session of which packets passed unread, the end is seen if ports are open until then.
 #[test]
-fn with_implicit_tls_they_are_open_after_the_handshake() {
-    let mut sim = Sim::new(with_ports(Scenario::default()));
-    begin_tls(&mut sim);
-    // A transfer of half an hour.
-    sim.advance(Duration::from_secs(1800));
-    assert_eq!((sim.kernel.ranges.len(), closings(&sim)), (1, vec![]));
-    sim.say(Client, &record(23, b"PASV"));
-    sim.close_both();
-    sim.settle();
-    assert!(sim.kernel.ranges.is_empty());
-}
-
-/// Of a session of which packets passed unread, the end is seen, and the ports stay open until then.
-#[test]
-fn they_survive_missed_packets() {
-    let mut sim = encrypted(Scenario { queues_acks: true, ..Scenario::default() });
-    let mut unseen = sim.next_segment(Client, b"");
-    unseen.ack += 100;
-    assert_eq!(sim.forge(Client, &unseen), Some(unseen));
-    assert_eq!(sim.kernel.ranges.len(), 1);
-    assert_ne!(sim.kernel.queue_mode, Some(QueueMode::None));
-    let reset = sim.next_segment(Server, b"");
-    sim.forge(Server, &Segment { flags: flags::RST, seq: reset.seq + 100, ..reset });
-    assert!(sim.kernel.ranges.is_empty());
+fn missed_packets_end_the_inspection_of_an_encrypted_session_without_ports() {
+    for has_ports in [false, true] {
+        let scenario = Scenario { queues_acks: true, ..with(Nat::Routed) };
+        let scenario = if has_ports { with_ports(scenario) } else { scenario };
+        let mut sim = Sim::after(scenario, AUTH);
+        begin_tls(&mut sim);
+        let mut unseen = sim.next_segment(Client, b"");
+        unseen.ack += 100;
+        assert_eq!(sim.forge(Client, &unseen), Some(unseen));
+        assert_eq!(sim.kernel.queue_mode != Some(QueueMode::None), has_ports);
+        assert_eq!(sim.kernel.ranges.len(), usize::from(has_ports));
+        let reset = sim.next_segment(Server, b"");
+        sim.forge(Server, &Segment { flags: flags::RST, seq: reset.seq + 100, ..reset });
+        assert!(sim.kernel.ranges.is_empty());
+        sim.assert_nothing_left();
+    }
 }
