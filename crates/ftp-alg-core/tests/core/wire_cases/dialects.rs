@@ -4,29 +4,33 @@
 use super::*;
 
 /// Passive and active transfers work, again and again.
+#[track_caller]
 pub fn assert_transfers(sim: &mut Sim, name: &str) {
-    let server = sim.translation.server;
-    for round in 0..3 {
-        for (command, reply) in [
-            ("PASV\r\n", passive(at(server, 5000 + round))),
-            ("EPSV\r\n", format!("229 ok (|||{}|)\r\n", 5010 + round)),
-            (&format!("PORT 192,168,150,80,19,{}\r\n", 136 + round), "200 ok\r\n".to_owned()),
+    for port in 5000..5003 {
+        for announces in [
+            format!("> PASV < PASSIVE {port}"),
+            format!("> EPSV < 229 ok (|||{}|)", port + 10),
+            format!("> ACTIVE {port} < 200 ok"),
         ] {
             let opened = sim.kernel.opened.len();
-            sim.exchange(command, &reply);
+            sim.play(&announces);
             let decisions = sim.decisions();
-            assert_eq!(sim.kernel.opened.len(), opened + 1, "{name}, {command:?}: {decisions:?}");
+            assert_eq!(sim.kernel.opened.len(), opened + 1, "{name}, {announces}: {decisions:?}");
             sim.play("> LIST < 150 here < 226 done");
         }
     }
 }
 
-/// Plays each dialogue of a table between two others, behind each kind of NAT. Transfers must work after it.
+/// Plays each dialogue of a table between two others, behind each kind of NAT. Each `PASSIVE` of the server must open a
+/// pinhole, and transfers must work after it.
+#[track_caller]
 pub fn assert_served(before: &str, table: &str, after: &str) {
     everywhere_v4(|scenario| {
         for case in cases(table) {
             let mut sim = Sim::after(scenario.clone(), before);
             sim.play(case);
+            let announced = case.matches("< PASSIVE ").count() - case.matches(" => =").count();
+            assert_eq!(sim.kernel.opened.len(), announced, "{case}: {:?}", sim.decisions());
             sim.play(after);
             assert_transfers(&mut sim, case);
         }
@@ -102,17 +106,21 @@ fn without_a_login_nothing_is_opened_whatever_is_answered() {
     ) {
         let mut sim = Sim::after(Scenario::default(), GREETING);
         sim.play(case);
-        sim.exchange("PASV\r\n", &passive(at(sim.translation.server, 5000)));
-        sim.exchange("PORT 192,168,150,80,19,136\r\n", "200 ok\r\n");
+        sim.hear("> PASV < PASSIVE 5000 > ACTIVE 5000 < 200 ok");
         assert_eq!(sim.kernel.opened.len(), 0, "{case}");
     }
 }
 
+/// Some servers send a second line without a code, which curl and FileZilla ignore, end only some replies with LF alone, or
+/// draw their progress. Empty lines of a client keep a connection alive.
 #[test]
 fn replies_are_matched_as_servers_send_them() {
+    let many = r" SITE CHMOD UMASK\r\n".repeat(300);
+    let plain = "> NOOP < 200 fine > PWD < 200 fine > TYPE A < 200 fine";
     assert_served(
         LOGIN,
-        r"
+        &format!(
+            r#"
         an empty line behind one reply           > SIZE x < 550 not found\r\n\r\n
         an empty line in its own segment         > SIZE x < 550 not found < \r\n
         glftpd  > STOR x < 553-\r\n553- Directory excluded (precheck).\r\n150 Opening for x. < 226 done
@@ -126,7 +134,24 @@ fn replies_are_matched_as_servers_send_them() {
         NOOP: none                               > NOOP > NOOP
         unknown words  > ? < 500 what? > LIST-la < 500 what? > cd.. < 500 what? > größe < 500 what? > DIRECTORY < 500 what?
         AUTH refused         > AUTH TLS < 502 no > AUTH TLS < 431 no > AUTH TLS < 534-no\r\n534 no
-        ",
+        a line without a code                    > CWD /x < 250 ok\r\n"/x" is current
+        several of them                          > TYPE I < 200 Type I\r\n(binary)\r\n \r\nx
+        one before                               > NOOP < debug\r\n200 ok
+        odd quotes                               > PWD < 257 "/a is current
+        TYPE with LF                             > TYPE I < 200 ok\n
+        PWD with LF                              > PWD < 257 "/"\n
+        FEAT with LF                             > FEAT < 211-F\n EPSV\n211 End\n
+        progress                                 > NOOP < 226 10%\r20%\r100%\r\n
+        empty lines                              > \r\n > \r\n > \r\n
+        that are answered                        > \r\n < 500 what? > \r\n < 500 what? > \r\n < 500 what?
+        with LF                                  > \n > \n > \n
+        with LF, answered                        > \n < 500 what? > \n < 500 what? > \n < 500 what?
+        a listing by HELP                        > HELP SITE < 214-x\r\n CHMOD\r\n214 Direct comments {plain}
+        a long one by STAT                       > STAT -l < 211-x\r\n{many}211 End {plain}
+        one by MLST                              > MLST x < 250-x\r\n type=file; x\r\n250 End {plain}
+        a command with LF                        > NOOP\n < 200 ok {plain}
+        "#
+        ),
         "",
     );
     assert_served(
@@ -156,77 +181,45 @@ fn a_passive_transfer_may_begin_while_the_reply_to_the_login_still_comes() {
         ("> NOOP", "< 200 ok"),
         ("> SIZE f > REST 5 > RETR f", "< 213 9 < 350 ok < 150 here < 226 done"),
     ] {
-        for case in cases(
+        let begin = format!("> PASV {behind}");
+        let end = format!("< 230 in < PASSIVE 5000 {answers}");
+        let table = format!(
             r"
-            behind the first line    < 230-welcome > PASV # < 230 in
-            behind the second        < 230-welcome < 230-more > PASV # < 230-and < 230 in
-            with the login           > PASV # < 230-welcome < 230-more < 230 in
-            with the login, at once  > PASV # < 230-welcome\r\n230-more\r\n230 in
-            ",
-        ) {
-            everywhere_v4(|mut scenario| {
-                scenario.client.nagle = false;
-                let login = "< 220 ready > USER joe < 331 password > PASS x";
-                let mut sim = Sim::after(scenario, login);
-                sim.play(&case.replace('#', behind));
-                sim.tell(Server, &passive(at(sim.translation.server, 5000)));
-                assert_eq!(sim.kernel.opened.len(), 1, "{case} {behind}: {:?}", sim.decisions());
-                sim.play(answers);
-                assert_transfers(&mut sim, case);
-            });
-        }
+            behind the first line    < 230-welcome {begin} {end}
+            behind the second        < 230-welcome < 230-more {begin} < 230-and {end}
+            with the login           {begin} < 230-welcome < 230-more {end}
+            with the login, at once  {begin} < 230-welcome\r\n230-more\r\n230 in < PASSIVE 5000 {answers}
+            "
+        );
+        assert_served("< 220 ready > USER joe < 331 password > PASS x", &table, "");
     }
 }
 
 /// lftp with `ftp:sync-mode off` sends all at once in its second session. The server reads the login line by line, and
-/// waits for the data connection.
+/// waits for the data connection. Before the greeting nothing is opened for a script that sends all of its commands,
+/// unless that is a plain one.
 #[test]
 fn a_transfer_may_be_sent_with_the_login() {
-    everywhere_v4(|scenario| {
-        for welcome in ["< 230 in", "< 230-welcome < 230 in"] {
-            for command in ["PASV", "EPSV"] {
-                let mut sim = Sim::after(scenario.clone(), GREETING);
-                let all = format!(r"> USER joe\r\nPASS x\r\nTYPE I\r\n{command}\r\nRETR f");
-                sim.play(&format!("{all} < 331 password {welcome} < 200 ok"));
-                let server = passive(at(sim.translation.server, 5000));
-                let is_epsv = command == "EPSV";
-                sim.tell(Server, if is_epsv { "229 ok (|||5000|)\r\n" } else { &server });
-                assert_eq!(sim.kernel.opened.len(), 1, "{welcome}: {:?}", sim.decisions());
-                sim.play("< 150 here < 226 done");
-                assert_transfers(&mut sim, welcome);
-            }
-        }
-    });
-}
-
-/// Some servers send a second line without a code. curl and FileZilla ignore it.
-#[test]
-fn a_line_without_a_code_behind_a_reply_changes_nothing() {
+    let early = r"> USER joe\r\nPASS x\r\nPASV\r\nRETR f";
+    let login = r"< 220 ready > USER joe\r\nPASS x\r\nTYPE I\r\nPASV\r\nRETR f < 331 password";
     assert_served(
-        LOGIN,
-        r#"
-        CWD         > CWD /x < 250 ok\r\n"/x" is current
-        TYPE        > TYPE I < 200 Type I\r\n(binary)\r\n \r\nx
-        before      > NOOP < debug\r\n200 ok
-        odd quotes  > PWD < 257 "/a is current
-        "#,
         "",
+        &format!(
+            r"
+            with the login      {login} < 230 in < 200 ok < PASSIVE 5000
+            several lines       {login} < 230-welcome < 230 in < 200 ok < PASSIVE 5000
+            before the greeting {early} < 220 ready < 331 password < 230 in < PASSIVE 5000
+            the same with LF    {early} < 220 ready\n < 331 password < 230 in < PASSIVE 5000
+            a byte order mark   {early} < \u{{feff}}220 ready < 331 password < 230 in < PASSIVE 5000 => =
+            "
+        ),
+        "< 150 here < 226 done",
     );
-}
-
-/// A server that ends only some replies with LF alone, or draws its progress.
-#[test]
-fn transfers_work_after_a_reply_with_other_line_ends() {
-    assert_served(
-        LOGIN,
-        r#"
-        TYPE      > TYPE I < 200 ok\n
-        PWD       > PWD < 257 "/"\n
-        FEAT      > FEAT < 211-F\n EPSV\n211 End\n
-        progress  > NOOP < 226 10%\r20%\r100%\r\n
-        "#,
-        "",
-    );
+    for welcome in ["< 230 in", "< 230-welcome < 230 in"] {
+        let login = login.replace("PASV", "EPSV");
+        let script = format!("{login} {welcome} < 200 ok < 229 ok (|||5000|)");
+        assert_eq!(Sim::after(Scenario::default(), &script).kernel.opened.len(), 1, "{welcome}");
+    }
 }
 
 /// In a segment of its own such a line may be the middle of another reply. The client's announcements are its own.
@@ -238,32 +231,14 @@ fn a_stray_line_keeps_passive_mode_closed_until_the_next_reply() {
             (r"> PASV < 200 a\rb", "did not end with CR LF"),
         ] {
             let mut sim = Sim::after(scenario.clone(), LOGIN);
-            sim.play(odd);
-            sim.tell(Client, "PORT 192,168,150,80,19,136\r\n");
+            sim.play(&format!("{odd} > ACTIVE 5000 < PASSIVE 5000 => ="));
             assert_eq!(sim.kernel.opened.len(), 1, "{odd:?}: {:?}", sim.decisions());
-            sim.tell(Server, &passive(at(sim.translation.server, 5000)));
-            assert_eq!(sim.kernel.opened.len(), 1, "{odd:?}");
             let decision = sim.decisions().pop().unwrap();
             assert!(decision.contains(reason), "{decision}");
             sim.play("< 200 ok > NOOP < 200 ok");
             assert_transfers(&mut sim, odd);
         }
     });
-}
-
-/// Empty lines of a client keep a connection alive. Some servers answer them.
-#[test]
-fn empty_lines_of_a_client_change_nothing() {
-    assert_served(
-        LOGIN,
-        r"
-        CR LF               > \r\n > \r\n > \r\n
-        CR LF, answered     > \r\n < 500 what? > \r\n < 500 what? > \r\n < 500 what?
-        LF                  > \n > \n > \n
-        LF, answered        > \n < 500 what? > \n < 500 what? > \n < 500 what?
-        ",
-        "",
-    );
 }
 
 /// The last letter of the Russian alphabet is 255 in Windows-1251, which is IAC in Telnet.
@@ -291,14 +266,13 @@ fn stray_replies_answer_no_announcement() {
     everywhere_v4(|scenario| {
         for stray in ["< 226 done", "< 200 ok", "< 250 ok", "< 225 ABOR", "< 426 aborted"] {
             let mut sim = Sim::after(scenario.clone(), LOGIN);
-            for port in [5000, 5001] {
-                let opened = sim.kernel.opened.len();
-                sim.play(&format!("> PASV {stray}"));
-                sim.tell(Server, &passive(at(sim.translation.server, port)));
-                assert_eq!(sim.kernel.opened.len(), opened + 1, "{stray:?}: {:?}", sim.decisions());
-                sim.tell(Client, "PORT 192,168,150,80,19,136\r\n");
-                sim.play(&format!("{stray} < 200 ok"));
-                assert_eq!(sim.kernel.pinholes().len(), 1, "{stray:?}: {:?}", sim.decisions());
+            for opened in [2, 4] {
+                let port = 5000 + opened;
+                sim.play(&format!(
+                    "> PASV {stray} < PASSIVE {port} > ACTIVE {port} {stray} < 200 ok"
+                ));
+                let (all, open) = (sim.kernel.opened.len(), sim.kernel.pinholes().len());
+                assert_eq!((all, open), (opened, 1), "{stray}: {:?}", sim.decisions());
                 sim.play("> LIST < 150 here < 226 done");
             }
             assert_transfers(&mut sim, stray);

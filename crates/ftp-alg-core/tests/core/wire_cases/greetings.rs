@@ -1,10 +1,6 @@
 //! How a dialogue begins: greetings, text before them, and clients that do not wait for them.
 
-use super::{
-    ambiguous_lines::say_without_bounce,
-    dialects::{assert_served, assert_transfers},
-    *,
-};
+use super::{ambiguous_lines::say_without_bounce, dialects::assert_served, *};
 
 #[test]
 fn a_first_command_may_be_unknown() {
@@ -31,8 +27,7 @@ fn a_first_command_may_be_unknown() {
 
 #[test]
 fn greetings_differ() {
-    let many = format!(r"LF and many CR < 220 ready\n{}", "\r".repeat(1400));
-    assert_served("", &many, USER_PASS);
+    assert_served("", &format!(r"LF and many CR < 220 ready\n{}", "\r".repeat(1400)), USER_PASS);
     assert_served(
         "",
         r"
@@ -58,24 +53,6 @@ fn greetings_differ() {
         LF CR LF                     < 220 ready\n\r\n
         LF and CR                    < 220 ready\n < \r
         a second greeting            < 220 ready < 220 remote ready
-        ",
-        USER_PASS,
-    );
-    assert_served(
-        "",
-        r"
-        a second greeting after USER < 220 ready > USER joe < 220 remote ready
-        USER in the greeting         < 220-hello > USER joe < 220-more\r\n220 ready
-        ",
-        "< 331 password > PASS x < 230 in",
-    );
-}
-
-#[test]
-fn a_client_may_send_empty_lines_or_not_wait_for_the_greeting() {
-    assert_served(
-        "",
-        r"
         an empty line first            < 220 ready > \r\n
         an empty line that is refused  < 220 ready > \r\n < 500 what?
         an early empty line            > \r\n < 220 ready
@@ -84,35 +61,40 @@ fn a_client_may_send_empty_lines_or_not_wait_for_the_greeting() {
         ",
         USER_PASS,
     );
+    let login = "< 331 password > PASS x < 230 in";
     assert_served(
         "",
-        r"
-        early USER                     > USER joe < 220 ready < 331 password > PASS x
-        early empty line and USER      > \r\n > USER joe < 220 ready < 331 password > PASS x
-        early USER and PASS            > USER joe > PASS x < 220 ready < 331 password
-        early USER, text               > USER joe < hello < 220 ready < 331 password > PASS x
-        early USER, lines              > USER joe < 220-hello\r\n \r\n220 ready < 331 password > PASS x
-        early USER, byte order mark    > USER joe < \u{feff}220 ready < 331 password > PASS x
-        ",
-        "< 230 in",
+        &format!(
+            r"
+            a second greeting after USER   < 220 ready > USER joe < 220 remote ready {login}
+            USER in the greeting           < 220-hello > USER joe < 220-more\r\n220 ready {login}
+            early USER                     > USER joe < 220 ready {login}
+            early empty line and USER      > \r\n > USER joe < 220 ready {login}
+            early USER and PASS            > USER joe > PASS x < 220 ready < 331 password < 230 in
+            early USER, text               > USER joe < hello < 220 ready {login}
+            early USER, lines              > USER joe < 220-hello\r\n \r\n220 ready {login}
+            early USER, byte order mark    > USER joe < \u{{feff}}220 ready {login}
+            after the first                < 220 a > USER joe < 220 b < 220 c {login}
+            after the second               < 220 a < 220 b > USER joe < 220 c {login}
+            two at once                    < 220 a > USER joe < 220 b\r\n220 c {login}
+            all at once                    < 220 a > USER joe < 220 b\r\n220 c\r\n331 password > PASS x < 230 in
+            PASS between                   < 220 a > USER joe < 220 b > PASS x < 220 c < 331 password < 230 in
+            PASS behind USER               < 220 a > USER joe\r\nPASS x < 220 b < 220 c < 331 password < 230 in
+            two greetings                  < 220 a > USER joe\r\nPASS x < 220 b < 331 password < 230 in
+            no password                    < 220 a > USER joe < 220 b < 220 c < 230 in
+            HOST first                     < 220 a > HOST x < 220 b < 220 c < 220 ok > USER joe {login}
+            a greeting of 230 is a login   < 230 Welcome
+            a 230 in lines                 < 230-a\r\n230 Welcome
+            a 230, then a command          < 230 Welcome > PWD < 257 x
+            a 230, then USER               < 230 Welcome > USER joe {login}
+            a 230, then USER, 230          < 230 Welcome > USER joe < 230 already
+            a 230, then USER, 530          < 230 Welcome > USER joe < 530 already
+            a 230, then 220                < 230 Welcome < 220 ready
+            a 230 after 120                < 120 wait < 230 Welcome
+            "
+        ),
+        "",
     );
-}
-
-/// A script may send all of its commands at once. Nothing is opened for an announcement before the greeting.
-#[test]
-fn a_passive_transfer_may_be_sent_before_the_greeting() {
-    everywhere_v4(|scenario| {
-        for (greeting, opened) in
-            [("< 220 ready", 1), (r"< 220 ready\n", 1), (r"< \u{feff}220 ready", 0)]
-        {
-            let mut sim = Sim::after(scenario.clone(), r"> USER joe\r\nPASS x\r\nPASV\r\nRETR f");
-            sim.play(&format!("{greeting} < 331 password < 230 in"));
-            sim.tell(Server, &passive(at(sim.translation.server, 5000)));
-            assert_eq!(sim.kernel.opened.len(), opened, "{greeting}: {:?}", sim.decisions());
-            sim.play("< 150 here < 226 done");
-            assert_transfers(&mut sim, greeting);
-        }
-    });
 }
 
 #[test]
@@ -177,43 +159,6 @@ fn a_greeting_is_no_login() {
         sim.tell(Client, "PORT 192,168,150,80,19,136\r\n");
         assert_eq!(sim.kernel.opened.len(), opened, "{case}");
     }
-}
-
-#[test]
-fn user_may_be_sent_between_several_greetings() {
-    assert_served(
-        "",
-        r"
-        after the first   < 220 a > USER joe < 220 b < 220 c < 331 password > PASS x < 230 in
-        after the second  < 220 a < 220 b > USER joe < 220 c < 331 password > PASS x < 230 in
-        two at once       < 220 a > USER joe < 220 b\r\n220 c < 331 password > PASS x < 230 in
-        all at once       < 220 a > USER joe < 220 b\r\n220 c\r\n331 password > PASS x < 230 in
-        PASS between      < 220 a > USER joe < 220 b > PASS x < 220 c < 331 password < 230 in
-        PASS behind USER  < 220 a > USER joe\r\nPASS x < 220 b < 220 c < 331 password < 230 in
-        two greetings     < 220 a > USER joe\r\nPASS x < 220 b < 331 password < 230 in
-        no password       < 220 a > USER joe < 220 b < 220 c < 230 in
-        HOST first        < 220 a > HOST x < 220 b < 220 c < 220 ok > USER joe < 331 password > PASS x < 230 in
-        ",
-        "",
-    );
-}
-
-#[test]
-fn a_greeting_of_230_is_a_login() {
-    assert_served(
-        "",
-        r"
-        at once         < 230 Welcome
-        in lines        < 230-a\r\n230 Welcome
-        a first command < 230 Welcome > PWD < 257 x
-        then USER       < 230 Welcome > USER joe < 331 password > PASS x < 230 in
-        then USER, 230  < 230 Welcome > USER joe < 230 already
-        then USER, 530  < 230 Welcome > USER joe < 530 already
-        then 220        < 230 Welcome < 220 ready
-        after 120       < 120 wait < 230 Welcome
-        ",
-        "",
-    );
 }
 
 const PROXY_V1: &str = r"PROXY TCP4 203.0.113.7 198.51.100.9 40000 21\r\n";

@@ -1,7 +1,5 @@
 //! TCP is a byte stream: announcements may be split, retransmitted, combined with other lines, or followed by a FIN.
 
-use ftp_alg_core::engine::DropReason;
-
 use super::*;
 
 /// For each end: an announcement between two other lines, and the text that the peer receives.
@@ -247,19 +245,6 @@ fn a_rewrite_beyond_the_mss_is_sent_as_two_segments() {
         assert_eq!(heard, said.replace("203,0,113,9", "198,51,100,2"));
         assert_eq!(sim.timeouts(), 0, "the second segment must be sent at once");
     }
-}
-
-#[test]
-fn a_segment_after_a_gap_waits_for_the_missing_bytes() {
-    let mut sim = Sim::logged_in(with(Nat::Masquerade));
-    let first = sim.next_segment(Client, b"NOOP\r\n");
-    let mut later = sim.next_segment(Client, b"PORT 10,99,99,99,21,179\r\n");
-    later.seq += 6;
-    assert_eq!(sim.forge(Client, &later), None);
-    assert_eq!(sim.engine().counters().drops.get(DropReason::OutOfOrder), 1);
-    assert_eq!(sim.forge(Client, &first), Some(first));
-    let passed = sim.forge(Client, &later).unwrap();
-    assert_eq!(passed.payload, b"XXXX XXXXXXXXXXXXXXXXXX\r\n");
 }
 
 #[test]
