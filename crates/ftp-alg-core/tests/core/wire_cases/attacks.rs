@@ -378,3 +378,46 @@ fn the_fast_path_passes_no_request_of_another_protocol() {
     }
     assert!((1_000..19_000).contains(&passed), "{passed}");
 }
+
+/// IPv6 addresses that have the numeric value of IPv4 ones: IPv4-compatible (`::a.b.c.d`) and IPv4-mapped
+/// (`::ffff:a.b.c.d`).
+#[test]
+fn ipv6_lookalike_packets_do_not_affect_an_ipv4_connection() {
+    let alike: [fn(&Ipv4Addr) -> Ipv6Addr; 2] =
+        [Ipv4Addr::to_ipv6_compatible, Ipv4Addr::to_ipv6_mapped];
+    for nat in NATS {
+        let mut sim = Sim::logged_in(with(nat));
+        let sessions = sim.engine().sessions.count();
+        for alike in alike {
+            let [client, server] = [sim.translation.client, sim.translation.server].map(|end| {
+                let IpAddr::V4(address) = end.ip() else { panic!("not IPv4") };
+                SocketAddr::new(alike(&address).into(), end.port())
+            });
+            for (seq, ack, flags, said) in [
+                (9000, 5000, flags::SYN | flags::ACK, ""),
+                (1001, 70_001, flags::ACK | flags::PSH, "QUIT\r\n"),
+                (1001, 70_001, flags::ACK | flags::PSH, "227 =1,2,3,4,5,6\r\n"),
+                (1001, 70_001, flags::ACK | flags::PSH, "GET / HTTP/1.1\r\n"),
+                (1001, 70_001, flags::RST, ""),
+                (1001, 70_001, flags::FIN | flags::ACK, ""),
+            ] {
+                let payload = said.into();
+                let segment =
+                    Segment { seq, ack, flags, window: 1000, payload, ..Segment::default() };
+                for packet in [segment.packet(client, server), segment.packet(server, client)] {
+                    let verdict = sim.decided(Instant::now(), &packet, PacketMeta::FORWARDED).0;
+                    assert_eq!(verdict, PacketOutcome::Accept);
+                }
+            }
+        }
+        assert_eq!(sim.kernel.queue_mode, None, "{nat:?}");
+        assert!(sim.engine().sessions.count() > sessions, "those have sessions of their own");
+        sim.assert_inspected();
+        sim.play("< 200 ok");
+        assert_eq!((sim.timeouts(), sim.dropped), (0, 0), "{nat:?}");
+        // Nor one that begins later.
+        sim.connect_again();
+        sim.play(LOGIN);
+        sim.assert_inspected();
+    }
+}

@@ -228,17 +228,6 @@ fn a_queued_packet_takes_the_connection_back_and_is_forwarded() {
 }
 
 #[test]
-fn a_new_policy_closes_the_programs_pinholes_that_it_forbids() {
-    for (min_data_port, closed) in [(1025, &[][..]), (1026, &[1])] {
-        let mut ends = Ends::handed_over();
-        ends.inspected(1, PORT_OPENED);
-        ends.sim.reload(Policy { min_data_port, ..Policy::default() });
-        assert_eq!(ends.closed(), closed, "{min_data_port}");
-        assert_eq!(ends.pinholes().is_empty(), !closed.is_empty(), "{min_data_port}");
-    }
-}
-
-#[test]
 fn an_encrypted_connection_is_not_handed_over() {
     let mut sim = Sim::after(scenario(Nat::Routed), "< 220 ProFTPD Server > AUTH TLS < 234 go");
     for (side, kind, message) in

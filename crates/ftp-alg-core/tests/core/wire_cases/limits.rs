@@ -110,43 +110,38 @@ fn unacknowledged_rewrites_are_limited() {
     assert_dialogue_works(&mut sim);
 }
 
+/// A client sends lines without a reply, faster than its server acknowledges them. Those beyond the limit wait, if they
+/// can.
 #[test]
 fn unacknowledged_data_is_limited() {
-    let mut sim = limited(Policy::default());
-    let line = [&[b'x'; 999][..], b"\n"].concat();
-    let mut segment = sim.next_segment(Client, &line);
-    let mut passed = 0;
-    for _ in 0..150 {
-        let forwarded = sim.forge(Client, &segment);
-        passed += u64::from(forwarded.is_some_and(|segment| !segment.payload.is_empty()));
-        segment.seq += 1000;
-    }
-    assert_eq!(passed, 131);
-    let limits = Limits { unacknowledged_data: 1, ..Limits::default() };
-    // Segments after the first waiting one count as following a gap, not as further limits.
-    assert_eq!((sim.engine().counters().limits, limit_events(&sim).len()), (limits, 1));
-}
-
-/// A client sends lines without a reply, faster than its server acknowledges them.
-#[test]
-fn data_beyond_the_limit_of_unacknowledged_bytes_waits_for_acknowledgements() {
-    let mut ends = Ends::new(with(Nat::Masquerade));
     let line = [&[b'x'; 998][..], b"\r\n"].concat();
-    let may_wait = PacketMeta { may_wait: true, ..PacketMeta::FORWARDED };
-    let outcomes =
-        (0..170).map(|number| ends.queue_with(Client, 1000 * number, 0, &line, may_wait));
-    let outcomes: Vec<_> = outcomes.collect();
-    assert!(outcomes[..131].iter().all(|outcome| *outcome == PacketOutcome::Accept));
-    assert!(outcomes[131..].iter().all(|outcome| *outcome == PacketOutcome::Wait));
-    let before = ends.sim.engine().counters();
-    // Each acknowledgement makes room for as many bytes as it acknowledges.
-    for (acknowledged, passed) in [(1500, 1), (2000, 1), (7900, 5), (131_000, 32)] {
-        ends.queue(Server, 0, acknowledged, b"");
-        let decisions = ends.sim.others.iter().map(|given| &given.decision);
-        assert!(decisions.eq(vec![&Decision::Accept; passed]), "after {acknowledged}");
+    for may_wait in [false, true] {
+        let mut ends = Ends::new(with(Nat::Masquerade));
+        let how = PacketMeta { may_wait, ..PacketMeta::FORWARDED };
+        let outcomes = (0..170).map(|number| ends.queue_with(Client, 1000 * number, 0, &line, how));
+        let outcomes: Vec<_> = outcomes.collect();
+        let (passed, beyond) = outcomes.split_at(131);
+        assert!(passed.iter().all(|outcome| *outcome == PacketOutcome::Accept));
+        let is_expected = |outcome: &PacketOutcome| match may_wait {
+            true => *outcome == PacketOutcome::Wait,
+            false => *outcome != PacketOutcome::Accept,
+        };
+        assert!(beyond.iter().all(is_expected), "{beyond:?}");
+        let before = ends.sim.engine().counters();
+        // Segments after the first one that does not pass count as following a gap, not as further limits.
+        let counted = u64::from(!may_wait);
+        let limits = Limits { unacknowledged_data: counted, ..Limits::default() };
+        assert_eq!((before.limits, limit_events(&ends.sim).len() as u64), (limits, counted));
+        // Each acknowledgement makes room for as many bytes as it acknowledges.
+        for (acknowledged, passed) in [(1500, 1), (2000, 1), (7900, 5), (131_000, 32)] {
+            ends.queue(Server, 0, acknowledged, b"");
+            let decisions = ends.sim.others.iter().map(|given| &given.decision);
+            let passed = if may_wait { passed } else { 0 };
+            assert!(decisions.eq(vec![&Decision::Accept; passed]), "after {acknowledged}");
+        }
+        let after = ends.sim.engine().counters();
+        assert_eq!((after.limits, after.drops), (before.limits, before.drops));
     }
-    let after = ends.sim.engine().counters();
-    assert_eq!((after.limits, after.drops), (before.limits, before.drops));
 }
 
 #[test]

@@ -3,7 +3,6 @@
 //! Each test checks what both ends receive and which pinholes are open. A packet that needs no change must be accepted
 //! byte for byte. `crates/ftp-alg-core/tests/core/support` has the simulated network.
 
-mod address_families;
 mod ambiguous_lines;
 mod announcements;
 mod attacks;
@@ -35,7 +34,7 @@ mod transfers;
 mod urgent;
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::{Duration, Instant},
 };
 

@@ -60,21 +60,6 @@ fn a_command_that_the_policy_refuses_is_refused_on_a_picked_up_connection() {
     });
 }
 
-#[test]
-fn the_own_address_passes_on_a_picked_up_connection() {
-    everywhere(|mut scenario| {
-        scenario.client.nagle = false;
-        let translation = scenario.translation();
-        for address in [translation.client, translation.client_external] {
-            let line = active(at(address, 2200));
-            let mut sim = picked_up(&scenario);
-            assert_eq!(sim.tell(Client, &line), line);
-            assert_eq!(sim.kernel.opened, []);
-            sim.play("< 200 fine > NOOP < 200 ok");
-        }
-    });
-}
-
 /// On an asymmetric route the gateway sees no reply, and no acknowledgement. What is only cut is not ambiguous.
 #[test]
 fn a_cut_announcement_of_the_own_address_passes_where_replies_are_not_seen() {
@@ -98,6 +83,8 @@ fn a_cut_announcement_of_the_own_address_passes_where_replies_are_not_seen() {
                 assert_eq!(sim.kernel.opened, []);
             }
         }
+        let external = active(at(scenario.translation().client_external, 2200));
+        assert_eq!(picked_up(&scenario).tell(Client, &external), external);
     });
 }
 

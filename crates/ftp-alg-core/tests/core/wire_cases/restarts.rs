@@ -159,14 +159,3 @@ fn a_dropped_packet_changes_no_session() {
         assert_eq!(ends.sim.daemon.journal().len(), written);
     }
 }
-
-#[test]
-fn a_tuple_may_be_reused_after_a_restart() {
-    let mut sim = Sim::logged_in(with(Nat::Masquerade));
-    sim.tell(Client, &sim.active(2200)[0]);
-    sim.crash();
-    sim.connect_again();
-    sim.play(LOGIN);
-    assert_eq!(sim.engine().sessions.list_pinholes().count(), 0);
-    assert_eq!(sim.timeouts(), 0, "{}", sim.summary());
-}

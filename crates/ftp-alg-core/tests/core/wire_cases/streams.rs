@@ -121,51 +121,25 @@ fn telnet_commands_with_urgent_data_are_forwarded_unchanged() {
     });
 }
 
+/// ProFTPD executes a command behind a CR. Other servers treat the CR as part of the verb, so no pinhole opens.
 #[test]
-fn an_announcement_after_telnet_commands_is_rewritten_wherever_segments_end() {
-    let telnet = b"\xff\xf4\xff\xf2\xff\xfd\x06";
-    let line = [&telnet[..], b"PORT 192,168,150,80,9,9\r\n"].concat();
-    let expected = [&telnet[..], b"PORT 198,51,100,1,9,9\r\n"].concat();
-    for cut in 0..line.len() {
-        for urgent in [false, true] {
-            let mut sim = Sim::logged_in(with(Nat::Masquerade));
-            let (first, second) = line.split_at(cut);
-            let mut heard =
-                if urgent { sim.say_urgent(Client, first) } else { sim.say(Client, first) };
-            heard.extend(sim.say(Client, second));
-            assert_eq!(heard, expected, "split at {cut}");
-            assert_eq!((sim.timeouts(), sim.kernel.opened.len()), (0, 1), "{}", sim.summary());
-        }
-    }
-}
-
-#[test]
-fn a_cr_before_a_command_is_treated_as_a_blank() {
-    // ProFTPD executes the command. Other servers treat the CR as part of the verb, so no pinhole opens.
-    for (said, seen) in [
-        ("PORT 192,168,150,80,9,9\r\n", "PORT 192,168,150,80,9,9\r\n"),
-        ("PORT 10,99,99,99,9,9\r\n", "XXXX XXXXXXXXXXXXXXX\r\n"),
+fn an_announcement_after_telnet_commands_is_decided_wherever_segments_end() {
+    let own = "PORT 192,168,150,80,9,9\r\n";
+    for (lead, said, seen, opened) in [
+        (&b"\xff\xf4\xff\xf2\xff\xfd\x06"[..], own, "PORT 198,51,100,1,9,9\r\n", 1),
+        (b"\xff\xf1\r", own, own, 0),
+        (b"\xff\xf1\r", "PORT 10,99,99,99,9,9\r\n", "XXXX XXXXXXXXXXXXXXX\r\n", 0),
     ] {
-        let [line, expected] = [said, seen].map(|line| [b"\xff\xf1\r", line.as_bytes()].concat());
-        for cut in 0..line.len() {
+        let [line, expected] = [said, seen].map(|line| [lead, line.as_bytes()].concat());
+        for (cut, is_urgent) in (0..line.len()).flat_map(|cut| [(cut, false), (cut, opened == 1)]) {
             let mut sim = Sim::logged_in(with(Nat::Masquerade));
             let (first, second) = line.split_at(cut);
-            let got = sim.say_in_pieces(Client, [first, second]);
-            assert_eq!(got, expected, "split at {cut}");
-            assert_eq!((sim.kernel.opened.len(), sim.timeouts()), (0, 0), "split at {cut}");
+            let start =
+                if is_urgent { sim.say_urgent(Client, first) } else { sim.say(Client, first) };
+            assert_eq!([start, sim.say(Client, second)].concat(), expected, "split at {cut}");
+            assert_eq!((sim.timeouts(), sim.kernel.opened.len()), (0, opened), "split at {cut}");
         }
     }
-}
-
-#[test]
-fn the_urgent_pointer_is_adjusted_after_a_rewrite() {
-    let mut sim = Sim::logged_in(with(Nat::Masquerade));
-    let before = sim.client.sent().len();
-    let shrunk = b"PORT 198,51,100,1,9,9\r\n";
-    assert_eq!(sim.say(Client, b"PORT 192,168,150,80,9,9\r\n"), shrunk);
-    assert_eq!(sim.say_urgent(Client, b"\xff\xf4\xff"), b"\xff\xf4\xff");
-    assert_eq!(sim.say(Client, b"\xf2ABOR\r\n"), b"\xf2ABOR\r\n");
-    assert_eq!(sim.server.urgent_seen, [before + shrunk.len() + 3]);
 }
 
 #[test]
@@ -191,22 +165,34 @@ fn a_fin_may_carry_the_last_bytes() {
     });
 }
 
+/// Of the client, or of both ends at the same time.
 #[test]
 fn held_bytes_are_forwarded_before_the_fin() {
     everywhere(|scenario| {
-        for end in ["P", "POR", "PORT 192,168", "EPRT |"] {
-            for at_once in [false, true] {
+        for end in ["", "P", "POR", "PORT 192,168", "EPRT |"] {
+            for (at_once, both) in [(false, false), (true, false), (true, true)] {
                 let mut sim = Sim::logged_in(scenario.clone());
+                sim.play("> ACTIVE 2200 < 200 ok");
                 sim.write(Client, b"NOOP\r\n");
                 sim.write(Client, end.as_bytes());
                 if !at_once {
                     sim.settle();
                 }
-                sim.close(Client);
+                if both {
+                    sim.close_both()
+                } else {
+                    sim.close(Client)
+                }
                 sim.settle();
                 assert_eq!(text(sim.server.read()), format!("NOOP\r\n{end}"));
                 assert!(sim.server.peer_has_closed());
-                sim.assert_ends(Client);
+                assert_eq!(sim.client.peer_has_closed(), both);
+                if !both {
+                    sim.close(Server);
+                    sim.settle();
+                }
+                assert_eq!(sim.kernel.pinholes(), []);
+                sim.assert_nothing_left();
             }
         }
     });

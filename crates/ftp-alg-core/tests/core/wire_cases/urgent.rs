@@ -51,17 +51,24 @@ fn executes_port(reading: &[u8]) -> bool {
     })
 }
 
+/// Otherwise a server would remove it, the line end, or the start of the next line, from the stream.
 #[test]
-fn an_urgent_byte_inside_a_verb_stays_in_the_stream() {
+fn an_urgent_byte_inside_a_verb_or_a_line_end_stays_in_the_stream() {
+    let rest = "RT 10,0,0,9,0,22\r\n";
     everywhere(|mut scenario| {
         scenario.client.nagle = false;
-        for start in ["POx", "x", "PORTx", "PORT 10,0,0,9,0,22\rx", "NOOP\r\nPOx"] {
+        for (start, rest) in [
+            (&b"POx"[..], rest),
+            (b"x", BOUNCE),
+            (b"PORTx", rest),
+            (b"PORT 10,0,0,9,0,22\rx", rest),
+            (b"NOOP\r\nPOx", rest),
+            (b"\xff\xf4\xff\xf2ABOR\r\n", ""),
+        ] {
             let mut sim = Sim::logged_in(scenario.clone());
-            let rest = if start == "x" { BOUNCE } else { "RT 10,0,0,9,0,22\r\n" };
-            let heard =
-                sim.say_urgent(Client, start.as_bytes()).len() + sim.tell(Client, rest).len();
+            let heard = sim.say_urgent(Client, start).len() + sim.tell(Client, rest).len();
             assert_eq!(heard, start.len() + rest.len());
-            assert!(sim.server.urgent_seen.is_empty(), "{start}");
+            assert!(sim.server.urgent_seen.is_empty(), "{}", start.escape_ascii());
             assert_eq!((sim.timeouts(), sim.kernel.opened.len()), (0, 0));
         }
     });
@@ -182,18 +189,19 @@ fn a_synch_before_many_telnet_commands_is_inspected() {
 }
 
 #[test]
-fn repeated_telnet_synchs_are_forwarded() {
+fn repeated_telnet_synchs_are_forwarded_also_after_a_rewrite() {
     everywhere_v4(|mut scenario| {
         scenario.client.nagle = false;
-        let mut sim = Sim::logged_in(scenario);
-        let mut expected = Vec::new();
-        for _ in 0..5 {
-            let before = sim.client.sent().len();
-            sim.write_urgent(Client, b"\xff\xf4\xff");
-            assert_eq!(sim.say(Client, b"\xf2ABOR\r\n"), b"\xff\xf4\xff\xf2ABOR\r\n");
-            expected.push(before + 3);
-            assert_eq!(sim.server.urgent_seen, expected);
-            assert_eq!(sim.timeouts(), 0);
+        for before in ["", "> ACTIVE 2200 < 200 ok"] {
+            let mut sim = Sim::after(scenario.clone(), &format!("{LOGIN}{before}"));
+            let mut expected = Vec::new();
+            for _ in 0..5 {
+                expected.push(sim.server.received() + 3);
+                sim.write_urgent(Client, b"\xff\xf4\xff");
+                assert_eq!(sim.say(Client, b"\xf2ABOR\r\n"), b"\xff\xf4\xff\xf2ABOR\r\n");
+                assert_eq!(sim.server.urgent_seen, expected);
+                assert_eq!(sim.timeouts(), 0);
+            }
         }
     });
 }
@@ -217,16 +225,5 @@ fn an_announcement_with_an_urgent_byte_is_rewritten() {
             assert!(sim.end(side.peer()).urgent_seen.is_empty());
             assert_eq!(sim.kernel.opened.len(), 1);
         }
-    });
-}
-
-/// Otherwise a server would remove the line end, or the start of the next line, from the stream.
-#[test]
-fn an_urgent_line_end_stays_in_the_stream() {
-    logged_in_everywhere(|mut sim| {
-        let line = b"\xff\xf4\xff\xf2ABOR\r\n";
-        assert_eq!(sim.say_urgent(Client, line), line);
-        assert!(sim.server.urgent_seen.is_empty());
-        assert_eq!((sim.dropped, sim.timeouts()), (0, 0));
     });
 }
