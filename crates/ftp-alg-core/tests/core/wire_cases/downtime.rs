@@ -25,14 +25,50 @@ impl Ends {
     }
 }
 
+/// What was dropped during the downtime may have been acknowledged anyway. So the sender continues in the middle of a line.
 #[test]
-fn inspection_continues_after_a_restart() {
-    for (command, reply) in [(b"PASV\r\n", PASSIVE), (b"EPSV\r\n", EXTENDED)] {
-        let mut gateway = restarted(Nat::Routed);
-        assert_eq!(gateway.queue(Client, 0, 0, command), PacketOutcome::Accept);
-        assert_eq!(gateway.queue(Server, 0, 6, reply), PacketOutcome::Accept);
-        assert_eq!(gateway.queue(Client, 6, reply.len() as u32, PORT), PacketOutcome::Accept);
-        assert_eq!(gateway.opened(), 2);
+fn after_a_restart_no_pinhole_opens_if_packets_may_have_passed_unread() {
+    const REPLY: u32 = PASSIVE.len() as u32;
+    type Packets<'a> = &'a [(Side, u32, u32, &'a [u8])];
+    let cases: [(&str, Packets<'_>, u64); 7] = [
+        (
+            "nothing",
+            &[(Client, 0, 0, b"PASV\r\n"), (Server, 0, 6, PASSIVE), (Client, 6, REPLY, PORT)],
+            2,
+        ),
+        ("nothing either", &[(Client, 0, 0, b"EPSV\r\n"), (Server, 0, 6, EXTENDED)], 1),
+        (
+            "the command",
+            &[(Server, 0, 6, PASSIVE), (Client, 6, 0, b""), (Server, 0, 6, PASSIVE)],
+            0,
+        ),
+        (
+            "and a reply",
+            &[(Server, 31, 6, PASSIVE), (Client, 6, 31, b""), (Server, 31, 6, PASSIVE)],
+            0,
+        ),
+        (
+            "a command and its reply",
+            &[(Client, 8, 20, PORT), (Server, 20, 8, b""), (Client, 8, 20, PORT)],
+            0,
+        ),
+        ("the start of a command", &[(Client, 12, 8, b"NOOP\r\n"), (Server, 8, 12, PASSIVE)], 0),
+        ("the start of a PORT", &[(Server, 0, 8, b""), (Client, 8, 0, PORT)], 0),
+    ];
+    for (unread, packets, opened) in cases {
+        for had_downtime in if opened == 0 { &[false, true][..] } else { &[false] } {
+            let mut gateway = restarted(Nat::Routed);
+            if *had_downtime {
+                gateway.sim.engine().note_downtime();
+            }
+            let outcomes = packets
+                .iter()
+                .map(|(from, seq, ack, payload)| gateway.queue(*from, *seq, *ack, payload));
+            let outcomes: Vec<_> = outcomes.collect();
+            assert_eq!(gateway.opened(), opened, "{unread}");
+            let all_pass = outcomes.iter().all(|outcome| *outcome == PacketOutcome::Accept);
+            assert!(opened == 0 || all_pass, "{unread}: {outcomes:?}");
+        }
     }
 }
 
@@ -60,20 +96,6 @@ fn after_a_restart_a_retransmission_retains_its_original_bytes() {
     let other = gateway.packet(Client, 0, 0, b"PORT 10,99,99,99,14,178\r\nX");
     let (_, passed) = gateway.sim.decided(Instant::now(), &other, PacketMeta::FORWARDED);
     assert!(passed.ends_with(&[line, &b"X"[..]].concat()), "{}", passed.escape_ascii());
-}
-
-#[test]
-fn no_pinhole_opens_if_packets_may_have_passed_unread() {
-    for (unseen, had_downtime) in [(0, false), (0, true), (31, false), (31, true)] {
-        let mut gateway = restarted(Nat::Routed);
-        if had_downtime {
-            gateway.sim.engine().note_downtime();
-        }
-        gateway.queue(Server, unseen, 6, PASSIVE);
-        gateway.queue(Client, 6, unseen, b"");
-        gateway.queue(Server, unseen, 6, PASSIVE);
-        assert_eq!(gateway.opened(), 0, "{unseen} {had_downtime}");
-    }
 }
 
 /// Otherwise a client could send one command to the server during the downtime, and another with the same sequence
@@ -149,32 +171,6 @@ fn a_retransmitted_line_start_that_passed_unread_is_not_held() {
         let unread_sessions = gateway.sim.engine().counters().unread_sessions;
         assert_eq!((unread_sessions, gateway.sim.engine().sessions.count()), (1, 1), "{line:?}");
     }
-}
-
-#[test]
-fn a_port_after_unread_lines_is_forwarded_without_a_pinhole() {
-    let mut gateway = restarted(Nat::Routed);
-    let first = gateway.queue(Client, 8, 20, PORT);
-    assert!(matches!(first, PacketOutcome::Replace | PacketOutcome::Drop), "{first:?}");
-    // The server acknowledges what it has received.
-    gateway.queue(Server, 20, 8, b"");
-    assert_eq!(gateway.queue(Client, 8, 20, PORT), PacketOutcome::Accept);
-    assert_eq!(gateway.opened(), 0);
-    assert_eq!(gateway.sim.engine().counters().unread_sessions, 1);
-}
-
-/// The start of a line was dropped during the downtime, but the peer acknowledged it anyway. So the sender continues in
-/// the middle of the line.
-#[test]
-fn a_line_without_its_dropped_start_opens_no_pinhole() {
-    let mut gateway = restarted(Nat::Routed);
-    gateway.queue(Client, 12, 8, b"NOOP\r\n");
-    gateway.queue(Server, 8, 12, PASSIVE);
-    assert_eq!(gateway.opened(), 0, "the client acknowledged the start of a longer line");
-    let mut gateway = restarted(Nat::Routed);
-    gateway.queue(Server, 0, 8, b"");
-    gateway.queue(Client, 8, 0, PORT);
-    assert_eq!(gateway.opened(), 0, "the server acknowledged the start of a longer line");
 }
 
 /// The connection carried no data before the downtime.

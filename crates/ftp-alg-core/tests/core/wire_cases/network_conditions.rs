@@ -93,28 +93,6 @@ fn the_tuple_of_a_connection_can_be_reused_at_once() {
 }
 
 #[test]
-fn a_reused_tuple_with_a_partial_handshake_is_forwarded_unchanged() {
-    logged_in_everywhere(|mut sim| {
-        sim.assert_inspected();
-        sim.close(Client);
-        sim.settle();
-        sim.close(Server);
-        sim.settle();
-        // The gateway sees the SYN-ACK, but not the acknowledgement that completes the handshake.
-        let (client, server) = (0x3456_789a, 0x1234_5678);
-        for (side, seq, ack, flags, payload) in [
-            (Server, server, client, flags::SYN | flags::ACK, ""),
-            (Server, server + 1, client, flags::ACK, "220 ready\r\n"),
-            (Client, client, server + 12, flags::ACK, "USER x\r\n"),
-        ] {
-            let payload = payload.into();
-            let segment = Segment { seq, ack, flags, payload, ..Segment::default() };
-            assert_eq!(sim.forge(side, &segment), Some(segment));
-        }
-    });
-}
-
-#[test]
 fn a_segment_far_outside_the_window_is_dropped() {
     logged_in_everywhere(|mut sim| {
         sim.say(Client, b"PORT 1");

@@ -95,36 +95,22 @@ fn strict() -> Policy {
 
 #[test]
 fn the_425_states_the_reason_of_the_refusal() {
-    let denied = || Policy { deny_ports: [3306..=3306].into(), ..Policy::default() };
-    for (line, policy, reason) in [
-        (
-            "227 ok (198,18,0,9,21,179) for you, my dear client",
-            strict(),
-            "Gateway: not the server's address.",
-        ),
-        (
-            "227 Entering Passive Mode (203,0,113,9,12,234)",
-            denied(),
-            "Gateway: port is in deny-ports.",
-        ),
-        (
-            "229 Entering Extended Passive Mode (|||1023|)",
-            Policy::default(),
-            "Gateway: below min-data-port.",
-        ),
-        (
-            "227 =198,18,0,9,21,179",
-            strict(),
-            "Refused by the gateway: the server announced the address of another host.",
-        ),
-    ] {
-        let mut sim = Sim::logged_in(Scenario { policy, ..with(Nat::PortForward) });
-        let verb = if line.starts_with("229") { "EPSV\r\n" } else { "PASV\r\n" };
-        let heard = sim.exchange(verb, &format!("{line}\r\n")).1;
+    let policy = Policy { deny_ports: [3306..=3306].into(), ..strict() };
+    for case in cases(
+        "
+        PASV: 227 ok (198,18,0,9,21,179) for you, my dear client => Gateway: not the server's address.
+        PASV: 227 Entering Passive Mode (203,0,113,9,12,234) => Gateway: port is in deny-ports.
+        EPSV: 229 Entering Extended Passive Mode (|||1023|) => Gateway: below min-data-port.
+        PASV: 227 =198,18,0,9,21,179 => Refused by the gateway: the server announced the address of another host.
+        ",
+    ) {
+        let (dialogue, reason) = case.split_once(" => ").unwrap();
+        let (command, line) = dialogue.split_once(": ").unwrap();
+        let mut sim = Sim::logged_in(Scenario { policy: policy.clone(), ..with(Nat::PortForward) });
+        let heard = sim.exchange(&format!("{command}\r\n"), &format!("{line}\r\n")).1;
         assert_eq!(heard.trim_end(), format!("425 {reason}"));
         // One that has no room for a reason becomes longer.
-        let is_longer = reason.starts_with("Refused");
-        assert_eq!(heard.len() != line.len() + 2, is_longer);
+        assert_eq!(heard.len() != line.len() + 2, reason.starts_with("Refused"));
         sim.play("> NOOP < 200 ok");
         assert_eq!((sim.timeouts(), sim.kernel.opened.len()), (0, 0));
     }

@@ -242,44 +242,37 @@ fn the_lines_of_an_open_listing_are_not_replies() {
 /// Scripts send all their commands at once.
 #[test]
 fn a_listing_that_is_requested_behind_a_pasv_does_not_block_it() {
-    let opened_ports = |multi_line: bool, commands: &str, segments: &[&str]| {
-        let mut sim = Sim::logged_in(with(Nat::PortForward));
-        if multi_line {
-            sim.exchange("CWD x\r\n", "250-a\r\n250 b\r\n");
-        }
-        sim.tell(Client, commands);
-        for segment in segments {
-            sim.exchange("", segment);
-        }
+    const RIGHT: &str = "229 ok (|||50069|)";
+    const FALSE: &str = "229 x (|||3306|)";
+    let opened_ports = |script: &str| {
+        let sim = Sim::after(with(Nat::PortForward), &format!("{LOGIN}{script}"));
         sim.kernel.opened.iter().map(|pinhole| pinhole.target.port()).collect::<Vec<_>>()
     };
-    const RIGHT: &str = "229 ok (|||50069|)\r\n";
-    const FALSE: &str = "229 x (|||3306|)\r\n";
-    for behind in ["LIST\r\nQUIT", "STAT x", "QUIT", "LIST\r\nSITE x\r\nNOOP"] {
-        for multi_line in [false, true] {
-            let commands = format!("EPSV\r\n{behind}\r\n");
-            assert_eq!(opened_ports(multi_line, &commands, &[RIGHT]), [50069], "{behind:?}");
-        }
-    }
     // The listing's reply comes first, or may.
-    let forgotten = format!("EPSV\r\nSTAT x\r\n{}EPSV\r\n", "NOOP\r\nRETR z\r\n".repeat(20));
-    let of_forgotten = format!("{RIGHT}211-x\r\n211 End\r\n{}", "500 x\r\n".repeat(20));
-    for (commands, reply) in [
-        ("EPSV\r\nSTAT x\r\n", "211 x\r\n"),
-        ("EPSV\r\nSTAT x\r\n", "211-x\r\n211 x\r\n"),
-        ("EPSV\r\nMLST x\r\n", "250-x\r\n250 x\r\n"),
-        ("EPSV\r\nMLST x\r\n", "x\r\n"),
-        ("NOOP\r\nEPSV\r\nSTAT x\r\n", "211 x\r\n"),
-        ("NOOP\r\nEPSV\r\nSTAT x\r\n", "425 no\r\n"),
-        ("RETR x\r\nEPSV\r\nSTAT x\r\n", "211 x\r\n"),
-        ("EPSV\r\nRETR x\r\nEPSV\r\nSTAT x\r\n", &format!("{RIGHT}211 x\r\n")),
-        ("EPSV\r\nSTAT x\r\nEPSV\r\n", "550 no\r\n"),
-        (&forgotten, &of_forgotten),
-    ] {
-        for multi_line in [false, true] {
-            for segments in [&[format!("{reply}{FALSE}").as_str()][..], &[reply, FALSE]] {
-                let ports = opened_ports(multi_line, commands, segments);
-                assert!(!ports.contains(&3306), "{commands:?} {segments:?}");
+    let (commands, replies) = (r"NOOP\r\nRETR z\r\n".repeat(20), r"500 x\r\n".repeat(19));
+    let forgotten = format!(
+        r"> EPSV\r\nSTAT x\r\n{commands}EPSV < {RIGHT}\r\n211-x\r\n211 End\r\n{replies}500 x"
+    );
+    for before in ["", r"> CWD x < 250-a\r\n250 b "] {
+        for behind in [r"LIST\r\nQUIT", "STAT x", "QUIT", r"LIST\r\nSITE x\r\nNOOP"] {
+            let script = format!(r"{before}> EPSV\r\n{behind} < {RIGHT}");
+            assert_eq!(opened_ports(&script), [50069], "{script}");
+        }
+        for case in [
+            r"> EPSV\r\nSTAT x < 211 x",
+            r"> EPSV\r\nSTAT x < 211-x\r\n211 x",
+            r"> EPSV\r\nMLST x < 250-x\r\n250 x",
+            r"> EPSV\r\nMLST x < x",
+            r"> NOOP\r\nEPSV\r\nSTAT x < 211 x",
+            r"> NOOP\r\nEPSV\r\nSTAT x < 425 no",
+            r"> RETR x\r\nEPSV\r\nSTAT x < 211 x",
+            &format!(r"> EPSV\r\nRETR x\r\nEPSV\r\nSTAT x < {RIGHT}\r\n211 x"),
+            r"> EPSV\r\nSTAT x\r\nEPSV < 550 no",
+            &forgotten,
+        ] {
+            for then in [r"\r\n", " < "] {
+                let script = format!("{before}{case}{then}{FALSE}");
+                assert!(!opened_ports(&script).contains(&3306), "{script}");
             }
         }
     }
