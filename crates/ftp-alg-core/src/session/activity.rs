@@ -201,19 +201,6 @@ mod tests {
     }
 
     #[test]
-    fn a_150_names_a_file() {
-        for (line, expected) in [
-            ("150 FILE: stou.8XnLbw\r\n", Some("stou.8XnLbw")),
-            ("125 FILE: a b \r\n", Some("a b")),
-            ("150 FILE: \r\n", None),
-            ("150 Ok to send data.\r\n", None),
-            ("150\r\n", None),
-        ] {
-            assert_eq!(named_file(line.as_bytes()).as_deref(), expected, "{line}");
-        }
-    }
-
-    #[test]
     fn a_257_names_a_directory() {
         assert_eq!(named_directory(b"257 \"/a\xffb\xff\xffc\"").as_deref(), Some("/a\\xffb\\xffc"));
         for (line, expected) in [

@@ -232,20 +232,6 @@ fn v2_len(bytes: &[u8]) -> Option<usize> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn plain_text_is_found_at_a_record_boundary_with_any_segments() {
-        let stream = b"\x16\x03\x01\x00\x04PORT\x15\x03\x03\x00\x02\x01\x00PORT 1";
-        for cut in 0..stream.len() {
-            let mut records = TlsRecords::NONE;
-            let (first, second) = stream.split_at(cut);
-            let found = records
-                .follow(Side::Client, first)
-                .or_else(|| records.follow(Side::Client, second).map(|i| i + cut))
-                .map(|i| &stream[i..]);
-            assert_eq!(found, Some(&b"PORT 1"[..]), "cut at {cut}");
-        }
-    }
-
     fn v2(command: u8, behind: &[u8]) -> Vec<u8> {
         let length = (behind.len() as u16).to_be_bytes();
         [SIGNATURE, &[command, 0x11][..], &length, behind].concat()
