@@ -288,23 +288,3 @@ impl Drops {
         self.0[reason as usize] -= 1;
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn each_reason_has_a_count_and_a_name_of_its_own() {
-        let mut refusals = Refusals::default();
-        for (times, reason) in RefusalReason::ALL.into_iter().enumerate() {
-            (0..times).for_each(|_| refusals.count(reason));
-        }
-        for (times, reason) in RefusalReason::ALL.into_iter().enumerate() {
-            assert_eq!(refusals.get(reason), times as u64, "{}", reason.name());
-        }
-        let by_name = BTreeMap::from(refusals);
-        assert_eq!(by_name.len(), RefusalReason::ALL.len());
-        assert_eq!(Refusals::from(by_name), refusals);
-        assert_eq!(BTreeMap::from(Drops::default()).len(), DropReason::ALL.len());
-    }
-}

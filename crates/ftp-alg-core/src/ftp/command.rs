@@ -193,32 +193,6 @@ fn is_version(word: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    fn verb(line: &[u8]) -> Option<Verb> {
-        Command::parse(&Text::new(line)).map(|c| c.verb)
-    }
-
-    #[test]
-    fn verbs_are_parsed_in_any_case_with_blanks_around_them() {
-        assert_eq!(verb(b" port 10,0,0,2,4,1\r\n"), Some(Verb::Port));
-        assert_eq!(verb(b"\rPORT\x0b10,0,0,2,4,1\r\n"), Some(Verb::Port));
-        assert_eq!(verb(b"EpSv aLL\r\n"), Some(Verb::EpsvAll));
-        assert_eq!(verb(b"EPSV 2\r\n"), Some(Verb::Epsv));
-        assert_eq!(verb(b"retr x\n"), Some(Verb::Transfer));
-        assert_eq!(verb(b"\r\n"), None);
-        for (line, argument) in [(&b"PORT  1,2 \r\n"[..], &b"1,2"[..]), (b"PASV\r\n", b"")] {
-            let text = Text::new(line);
-            assert_eq!(Command::parse(&text).unwrap().argument, argument);
-        }
-    }
-
-    #[test]
-    fn first_lines_of_other_protocols_are_unknown_commands() {
-        for line in [&b"POST / HTTP/1.1\r\n"[..], b"GET /PORT 10,0,0,2,4,1\r\n", b"\x16\x03\x01"] {
-            assert_eq!(verb(line), Some(Verb::Unknown), "{line:?}");
-        }
-        assert_eq!(verb(b"PORTX 1\r\n"), Some(Verb::Unknown));
-    }
-
     #[test]
     fn only_prefixes_of_announcing_verbs_may_announce() {
         let may = |start: &[u8]| Command::may_announce(&Text::new(start), false);

@@ -98,18 +98,4 @@ mod tests {
             assert_eq!(bytes_heap_size(&bytes) == 0, bytes.is_inline());
         }
     }
-
-    #[test]
-    fn an_empty_vector_needs_no_heap_memory() {
-        let mut list = CompactVec::new();
-        assert_eq!(heap_size(&list), 0);
-        push(&mut list, 3);
-        assert_eq!((list.capacity(), heap_size(&list)), (1, 32));
-        push(&mut list, 4);
-        drop_front(&mut list, 1);
-        assert_eq!(*list, [4]);
-        drop_front(&mut list, 1);
-        assert_eq!(heap_size(&list), 0);
-        assert_eq!((size_of::<CompactVec<u8>>(), size_of::<SmallBytes>()), (8, 32));
-    }
 }
