@@ -531,17 +531,4 @@ mod tests {
             assert_eq!(summary(published, &[(table, &drop)]), expected, "{table} {port}");
         }
     }
-
-    #[test]
-    fn summary_names_a_few_pairs_and_counts_the_others() {
-        let names: Vec<String> = (0..40).map(|n| format!("eth{n}")).collect();
-        let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        let firewall = iptables("-A FORWARD -i eth7 -j ACCEPT\n-A FORWARD -o eth7 -j ACCEPT\n");
-        assert_eq!(
-            summary(&firewall, Hook::Forward, &names),
-            "accepted eth0 -> eth7, eth1 -> eth7, eth2 -> eth7, eth3 -> eth7, 74 more; \
-             all others: dropped"
-        );
-        assert_eq!(summary(&firewall, Hook::Forward, &["eth0"]), "no pair of interfaces");
-    }
 }

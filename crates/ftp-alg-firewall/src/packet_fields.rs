@@ -258,25 +258,27 @@ mod tests {
     }
 
     #[test]
-    fn known_bits_decide_and_unknown_bits_answer_maybe() {
+    fn known_bits_and_ranges_decide_and_what_is_unknown_answers_maybe() {
+        use Certainty::{Maybe, No, Yes};
+        const BIT: u32 = 0x4000_0000;
         let exactly = FieldValue::exactly(0x4000_0005);
-        assert_eq!(holds(0x4000_0000, (0x4000_0000, 0x4000_0000), exactly), Certainty::Yes);
-        assert_eq!(holds(u32::MAX, (0x4000_0000, 0x4000_0000), exactly), Certainty::No);
-        assert_eq!(holds(u32::MAX, (5, u32::MAX), exactly), Certainty::Yes);
-        let partly = FieldValue::Bits { bits: 0x4000_0000, known: 0x4000_0000 };
-        assert_eq!(holds(0x4000_0000, (0x4000_0000, 0x4000_0000), partly), Certainty::Yes);
-        assert_eq!(holds(u32::MAX, (0x4000_0000, 0x4000_0000), partly), Certainty::Maybe);
-        assert_eq!(holds(u32::MAX, (5, 5), partly), Certainty::No);
-        assert_eq!(holds(0xff, (5, 5), partly), Certainty::Maybe);
-        assert_eq!(holds(u32::MAX, (5, 5), FieldValue::Absent), Certainty::No);
-    }
-
-    #[test]
-    fn range_answers_by_overlap() {
+        let partly = FieldValue::Bits { bits: BIT, known: BIT };
         let port = FieldValue::Within(1024, 65535);
-        assert_eq!(holds(u32::MAX, (1024, 65535), port), Certainty::Yes);
-        assert_eq!(holds(u32::MAX, (21, 21), port), Certainty::No);
-        assert_eq!(holds(u32::MAX, (8080, 8080), port), Certainty::Maybe);
-        assert_eq!(holds(0xff, (0, 0xff), port), Certainty::Maybe);
+        for (value, mask, range, expected) in [
+            (exactly, BIT, (BIT, BIT), Yes),
+            (exactly, u32::MAX, (BIT, BIT), No),
+            (exactly, u32::MAX, (5, u32::MAX), Yes),
+            (partly, BIT, (BIT, BIT), Yes),
+            (partly, u32::MAX, (BIT, BIT), Maybe),
+            (partly, u32::MAX, (5, 5), No),
+            (partly, 0xff, (5, 5), Maybe),
+            (FieldValue::Absent, u32::MAX, (5, 5), No),
+            (port, u32::MAX, (1024, 65535), Yes),
+            (port, u32::MAX, (21, 21), No),
+            (port, u32::MAX, (8080, 8080), Maybe),
+            (port, 0xff, (0, 0xff), Maybe),
+        ] {
+            assert_eq!(holds(mask, range, value), expected, "{value:?} {mask:#x} {range:?}");
+        }
     }
 }

@@ -95,34 +95,6 @@ fn only_openwrts_own_table_is_fw4s() {
 }
 
 #[test]
-fn manually_loaded_queueing_is_a_conflict_with_delete_commands() {
-    let mut printed = include_str!("../../../rules/table/iptables.in").to_owned();
-    for (name, value) in [
-        ("@PORT@", "21"),
-        ("@QUEUE_TARGET@", "--queue-num 2100"),
-        ("@DATA@", "0x40000000"),
-        ("@QUEUE_ALL@", "0x20000000"),
-        ("@QUEUE_NONE@", "0x10000000"),
-        ("@QUEUE_BITS@", "0x30000000"),
-        ("@ALL_BITS@", "0x70000000"),
-    ] {
-        printed = printed.replace(name, value);
-    }
-    let built_in = ":POSTROUTING ACCEPT [0:0]\n:INPUT ACCEPT [0:0]\n:FTP_ALG - [0:0]\n";
-    let saved = printed.replace(":FTP_ALG - [0:0]\n", built_in);
-    let firewall = Firewall::from_iptables(&saved);
-    let conflicts = firewall.conflicting_rules();
-    let remedies: Vec<_> = conflicts.iter().map(|c| c.remedy.as_deref()).collect();
-    assert_eq!(
-        remedies,
-        [
-            Some("iptables-legacy -t mangle -D INPUT -p tcp ! -i lo -j FTP_ALG"),
-            Some("iptables-legacy -t mangle -D POSTROUTING -p tcp -j FTP_ALG"),
-        ]
-    );
-}
-
-#[test]
 fn all_ways_to_accept_our_mark_in_nftables_are_understood() {
     let mark = r#"{"&": [{"ct": {"key": "mark"}}, 1073741824]}"#;
     let (whole, state, port) = (CT_MARK, STATE, PORT);
@@ -249,16 +221,19 @@ proptest! {
     }
 
     #[test]
-    fn damaged_json_does_not_panic(at in 0usize..9000, with in "[\\[\\]{}\":,a-z0-9]{0,3}") {
+    fn damaged_rules_do_not_panic(at in 0usize..9000, with in "[\\[\\]{}\":,a-z0-9]{0,3}|\\PC{0,3}") {
+        let damaged = |text: &str| {
+            let (mut text, at) = (text.to_owned(), at % text.len());
+            text.replace_range(at..at + 1, &with);
+            text
+        };
         for (json, listing) in [PLAIN, FIREWALLD, FW4] {
-            let (mut json, mut listing) = (json.to_owned(), listing.to_owned());
-            for text in [&mut json, &mut listing] {
-                let at = at % text.len();
-                text.replace_range(at..at + 1, &with);
-            }
-            if let Ok(firewall) = Firewall::from_nft(&json, &listing) {
+            if let Ok(firewall) = Firewall::from_nft(&damaged(json), &damaged(listing)) {
                 evaluate_all(&firewall);
             }
+        }
+        for text in [UFW, DOCKER] {
+            evaluate_all(&Firewall::from_iptables(&damaged(text)));
         }
     }
 
@@ -269,15 +244,5 @@ proptest! {
     ) {
         let text = format!("*filter\n:FORWARD DROP [0:0]\n{}\n{noise}\n", lines.join("\n"));
         evaluate_all(&Firewall::from_iptables(&text));
-    }
-
-    #[test]
-    fn damaged_iptables_text_does_not_panic(at in 0usize..2000, with in "\\PC{0,3}") {
-        for text in [UFW, DOCKER] {
-            let mut text = text.to_owned();
-            let at = at % text.len();
-            text.replace_range(at..at + 1, &with);
-            evaluate_all(&Firewall::from_iptables(&text));
-        }
     }
 }
