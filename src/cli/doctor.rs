@@ -268,39 +268,6 @@ mod tests {
     }
 
     #[test]
-    fn sections_are_aligned_and_commands_have_their_own_lines() {
-        let checks = vec![
-            check("kernel", "nat", CheckStatus::Ok, &[]),
-            check("kernel", "ctnetlink", CheckStatus::Missing, &[]),
-            check("firewall", "forward", CheckStatus::Problem, &["nft insert rule"]),
-        ];
-        let report = DoctorReport::new(Some(Backend::Nftables), "a reason".into(), checks);
-        assert_eq!(
-            text(&report, PLAIN),
-            "kernel\n  ok       nat        says\n  missing  ctnetlink  says\n\n\
-             firewall\n  PROBLEM  forward    data-connections: says\n      nft insert rule\n\n\
-             back end\n  nftables: a reason\n\n\
-             FTP will not work through this gateway until the problems above are solved\n"
-        );
-        assert!(!report.ok);
-    }
-
-    #[test]
-    fn text_has_the_width_of_the_terminal() {
-        let mut one = check("firewall", "our own packets IPv6", CheckStatus::Problem, &[]);
-        one.says = "a rule that says much ".repeat(12).trim_end().to_owned();
-        (one.details, one.advice) = (vec![one.says.clone()], vec![one.says.clone()]);
-        let report = DoctorReport::new(Some(Backend::Nftables), one.says.clone(), vec![one]);
-        for (width, expected) in
-            [(None, 72..=80), (Some(40), 30..=40), (Some(80), 72..=80), (Some(200), 190..=200)]
-        {
-            let shown = text(&report, Style { width, ..PLAIN });
-            let widest = shown.lines().map(|line| line.chars().count()).max().unwrap();
-            assert!(expected.contains(&widest), "{width:?} {widest}: {shown}");
-        }
-    }
-
-    #[test]
     fn problems_and_warnings_come_first_in_their_section() {
         let checks = [
             check("kernel", "nat", CheckStatus::Ok, &[]),

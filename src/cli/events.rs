@@ -481,29 +481,6 @@ mod tests {
         }
     }
 
-    #[test]
-    fn warnings_have_a_colour() {
-        let event = |kind: &str, failed: bool| json!({"time": "T", "event": kind, "failed": failed, "text": "says"});
-        for (kind, failed, is_coloured) in [
-            ("refusal", true, true),
-            ("limit", false, true),
-            ("login", false, false),
-            ("transfer", true, true),
-            ("transfer", false, false),
-        ] {
-            for has_colours in [false, true] {
-                let style = Style { has_colours, width: None };
-                let event = event(kind, failed);
-                let line = options("").line("", &event, style);
-                let expected = match is_coloured && has_colours {
-                    true => "T \x1b[1;33msays\x1b[0m\n",
-                    false => "T says\n",
-                };
-                assert_eq!(line, expected, "{kind} {failed}");
-            }
-        }
-    }
-
     /// ESC, DEL, CSI in one character, a change of direction, and one beyond the basic plane.
     #[test]
     fn nothing_of_a_file_reaches_the_terminal_as_a_command() {

@@ -121,23 +121,4 @@ mod tests {
             assert!(error.contains("[2001:db8::1]:2121"), "{text}: {error}");
         }
     }
-
-    #[test]
-    fn a_row_without_the_value_is_not_selected() {
-        let nothing = Subject::default();
-        assert!(Selection::default().selects(nothing));
-        let client = "10.0.0.0/8".parse().ok();
-        for selection in [
-            Selection { client, ..Selection::default() },
-            Selection { server: client, ..Selection::default() },
-            Selection { user: Some("bob".into()), ..Selection::default() },
-            Selection { session: Some(0), ..Selection::default() },
-        ] {
-            assert!(!selection.selects(nothing), "{selection:?}");
-        }
-        let bob = Subject { client: "10.0.0.7".parse().ok(), user: Some("bob"), ..nothing };
-        let of_bob = Selection { client, user: Some("bob".into()), ..Selection::default() };
-        assert!(of_bob.selects(bob));
-        assert!(!of_bob.selects(Subject { user: Some("eve"), ..bob }));
-    }
 }

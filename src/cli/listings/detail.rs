@@ -133,15 +133,7 @@ fn event_text(event: &Value, style: Style) -> String {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
-    use super::{
-        super::{
-            pinholes::tests::row,
-            samples::{summary, transfer},
-        },
-        *,
-    };
+    use super::{super::samples::summary, *};
     use crate::cli::output::PLAIN;
 
     fn session() -> SessionDetail<Value> {
@@ -156,49 +148,6 @@ mod tests {
             pinholes: Vec::new(),
             events: Vec::new(),
         }
-    }
-
-    #[test]
-    fn a_session_is_shown_with_all_that_is_known() {
-        let mut session = session();
-        session.summary.transfer = Some(transfer(Some(3 << 20)));
-        let pinhole = row("203.0.113.9", "192.168.150.80:3762");
-        session.data_connection = Some(DataConnection {
-            kind: pinhole.info.kind,
-            ends: pinhole.info.ends,
-            pending: true,
-        });
-        session.pinholes.push(pinhole);
-        session.events = vec![
-            json!({"time": "2026-11-28T10:00:01.123456Z", "text": "transfer #7 bob@192.168.150.80"}),
-            json!({"time": "2026-11-28T10:00:00.123456Z",
-                "text": "#7 192.168.150.80:1026 -> 203.0.113.9:21: logged in: bob"}),
-        ];
-        let expected = "\
-session 7: logged-in, 1m 5s old
-  client            192.168.150.80:1026, which the server sees as
-                    198.51.100.1:1026
-  server            203.0.113.9:21
-  user              bob
-  directory         /pub
-  encrypted         no
-  fast path         no
-  sequence numbers  adjusted by +3 to the server, +0 to the client
-  transfer          RETR /pub/now.iso, begun, requested 12s ago, 3.0 MiB at 256
-                    KiB/s
-  data connection   PORT 203.0.113.9 -> 198.51.100.1:3762 (to
-                    192.168.150.80:3762), which has not arrived
-
-open pinholes
-SESSION  KIND  LEFT  INITIATOR    ARRIVAL
-      7  PORT   29s  203.0.113.9  198.51.100.1:3762
-                                  to 192.168.150.80:3762
-
-last events (UTC)
-  2026-11-28T10:00:00  logged in: bob
-  2026-11-28T10:00:01  transfer #7 bob@192.168.150.80
-";
-        assert_eq!(text(&session, PLAIN), expected);
     }
 
     #[test]

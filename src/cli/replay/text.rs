@@ -199,8 +199,6 @@ fn reasons(summary: &Summary) -> String {
 
 #[cfg(test)]
 mod tests {
-    use ftp_alg_core::engine::EventKind;
-
     use super::*;
 
     #[test]
@@ -215,30 +213,5 @@ mod tests {
         assert_eq!(lines[0], "COUNT  ACTION  REASON");
         assert_eq!(lines[1], "   20  refuse  reason 00");
         assert_eq!(lines[11], "   22  -       other reasons");
-    }
-
-    #[test]
-    fn several_captures_have_a_column() {
-        let mut table = NoteTable::new(&["a.pcap", "long\nname.pcap"], None);
-        let (client, server) = ("10.0.0.7:9".parse().unwrap(), "10.0.0.9:21".parse().unwrap());
-        let kind = EventKind::SessionStarted;
-        let position = FramePosition { capture: 1, frame: 7 };
-        let event = Event { session: 3, client, server, user: None, kind };
-        let text = table.session(position, &event);
-        let lines: Vec<&str> = text.lines().collect();
-        assert!(lines[0].starts_with("FILE             FRAME  SESSION  FROM"), "{text}");
-        assert_eq!(
-            lines[1],
-            "long\\nname.pcap      7        3  10.0.0.7:9 -> 10.0.0.9:21: session started"
-        );
-        assert_eq!(
-            table.session(position, &event).lines().count(),
-            1,
-            "the header is printed once"
-        );
-        let wide = ["", "", "", "", "", "[2001:db8::1]:40000-wide"].map(str::to_owned).to_vec();
-        let wide = table.line(wide, "x").len();
-        let narrow = table.line(vec![String::new(); 6], "x").len();
-        assert_eq!((narrow, table.columns[5].1), (wide, 24), "the column has grown");
     }
 }

@@ -260,13 +260,4 @@ mod tests {
             assert_eq!(edited(&text).unwrap(), expected);
         }
     }
-
-    #[test]
-    fn difference_names_the_file_or_dev_null() {
-        assert_eq!(
-            difference("/a", Some("x\n"), "x\ny\n"),
-            "--- /a\n+++ /a\n@@ -1 +1,2 @@\n x\n+y\n"
-        );
-        assert!(difference("/a", None, "x\n").starts_with("--- /dev/null\n+++ /a\n"));
-    }
 }

@@ -77,10 +77,7 @@ pub(super) fn widths(shapes: &[Shape], rows: &[&Row], limit: u16) -> Vec<(usize,
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::{
-        columns::{Cell, Column, Cut, shapes},
-        top::rows,
-    };
+    use crate::cli::columns::{Cell, Column, shapes};
 
     /// Of a number and a text. The first is searched.
     const COLUMNS: &[Column<(u64, &str)>] = &[
@@ -135,26 +132,5 @@ mod tests {
             order.scroll(room, 40);
             assert_eq!(order.offset, offset, "{at}");
         }
-    }
-
-    #[test]
-    fn what_is_wider_than_usual_is_cut_first() {
-        let (long, sessions) = ("x".repeat(100), shapes(rows::SESSIONS));
-        let mut row = rows(&[(1, "")]).remove(0);
-        row.cells = vec![Cell::text(&long); rows::SESSIONS.len()];
-        (row.cells[0].text, row.cells[9].text) = ("123456".into(), "9.9 MiB/s".into());
-        let narrow = widths(&sessions, &[&row], 80);
-        assert_eq!(columns::taken(&narrow, 1), 80, "{narrow:?}");
-        let shown: Vec<_> = narrow.iter().map(|(at, _)| *at).collect();
-        assert_eq!((narrow[0], shown), ((0, 6), vec![0, 1, 2, 7, 8, 9]));
-        for (at, width) in &narrow[1..] {
-            let usual = sessions[*at].usual;
-            assert!((usual..=usual + 1).contains(width), "{narrow:?}");
-        }
-        let narrower = widths(&sessions, &[&row], 75);
-        assert_eq!(narrower[1..4], [(1, 18), (2, 17), (7, 8)], "then the widest");
-        assert_eq!(widths(&sessions, &[], 200).len(), rows::SESSIONS.len());
-        let least = sessions[1].cut;
-        assert_eq!(least, Some((12, Cut::Middle)));
     }
 }

@@ -376,17 +376,6 @@ mod tests {
     }
 
     #[test]
-    fn escape_closes_clears_and_quits() {
-        let mut state = state();
-        press(&mut state, "/bob\n\n");
-        assert!(state.overlay.is_some());
-        for quits in [false, false, true] {
-            assert_eq!(press(&mut state, "\x1b"), quits);
-        }
-        assert!(press(&mut state, "q"));
-    }
-
-    #[test]
     fn details_are_those_of_the_selected_row_until_it_ends() {
         let mut state = state();
         press(&mut state, "j\n");

@@ -634,17 +634,6 @@ mod tests {
     }
 
     #[test]
-    fn server_may_connect_before_the_preliminary_reply() {
-        let done = port(|port, stream| {
-            let mut data = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
-            data.write_all(b"listing").unwrap();
-            drop(data);
-            write!(stream, "226 done\r\n").unwrap();
-        });
-        assert!(done.unwrap().starts_with("listing of 7 bytes to 127.0.0.1:"));
-    }
-
-    #[test]
     fn a_server_without_a_listing_leaves_active_mode_undecided() {
         let answer =
             |text: &'static str| port(move |_, stream| write!(stream, "{text}\r\n").unwrap());
