@@ -273,13 +273,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn versions_are_read() {
-        assert_eq!(nft_version("nftables v1.0.6 (Lester Gooch #5)\n"), "1.0.6");
-        assert_eq!(nft_version("strange\n"), "strange");
-        assert_eq!(nft_version(""), "");
-    }
-
-    #[test]
     fn the_sockets_that_listen_are_read() {
         let text = "  sl  local_address rem_address   st tx_queue rx_queue\n   \
             0: 00000000:0016 00000000:0000 0A 00000000:00000000\n   \

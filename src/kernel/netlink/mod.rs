@@ -505,24 +505,6 @@ mod tests {
         put_message(out, 0x302, 0, 7, &family_header(0, 2100), fill);
     }
 
-    #[test]
-    fn what_is_written_is_read_again() {
-        let mut bytes = Vec::new();
-        put(&mut bytes, |message| {
-            message.put(1, b"abcde").nest(2, |inner| {
-                inner.put(3, b"x").put(4, b"yz");
-            });
-        });
-        put(&mut bytes, |_| {});
-        let messages: Vec<_> = Messages::new(&bytes).collect();
-        assert_eq!(messages.len(), 2);
-        assert_eq!((messages[0].kind, messages[0].sequence), (0x302, 7));
-        let attributes = messages[0].attributes();
-        assert_eq!(attributes.first(1), Some(&b"abcde"[..]));
-        let inner = attributes.nested(2).unwrap();
-        assert_eq!(inner.collect::<Vec<_>>(), [(3, &b"x"[..]), (4, b"yz")]);
-    }
-
     /// The answers do not fit the receive buffer: the first recv(2) fails with ENOBUFS.
     #[test]
     fn a_failed_request_leaves_no_answer_for_the_next_one() {

@@ -37,16 +37,6 @@ fn parse_all(bytes: &[u8]) -> Vec<QueuePacket<'_>> {
     parsed.map(|(packet, _)| packet).collect()
 }
 
-#[test]
-fn a_packet_message_is_read() {
-    let message = packet_message();
-    let all = parse_all(&message);
-    let [packet] = all.as_slice() else { panic!("{all:?}") };
-    assert_eq!((packet.id, packet.hook, packet.indev, packet.outdev), (2, 2, 2, 3));
-    let payload = packet.payload;
-    assert_eq!((payload.len(), payload[0], payload.last()), (53, 0x45, Some(&b'x')));
-}
-
 proptest! {
     #[test]
     fn damaged_packet_messages_do_not_panic(at in 0usize..121, value: u8, cut in 0usize..122) {
@@ -98,10 +88,6 @@ impl Kernel {
         pending.out.clear();
     }
 
-    fn marks(&self, ids: std::ops::Range<u32>) -> Vec<Option<u32>> {
-        ids.filter_map(|id| self.marks.get(&id).copied()).collect()
-    }
-
     fn was(&self, id: u32) -> Option<char> {
         self.fates.get(&id).map(|fate| match fate {
             (0, None) => 'd',
@@ -146,14 +132,6 @@ fn a_run_of_accepts_is_one_message_and_all_else_has_its_own() {
 }
 
 #[test]
-fn a_run_has_one_mark() {
-    let marks = [None, None, Some(7), Some(7), Some(7), Some(8), None, None];
-    let packets: Vec<_> = (1..).zip(marks).map(|(id, mark)| (id, 'a', mark)).collect();
-    let kernel = with_verdicts(&packets);
-    assert_eq!((kernel.marks(1..9), kernel.batches, kernel.refused), (marks.to_vec(), 3, 0));
-}
-
-#[test]
 fn a_number_that_is_unknown_or_does_not_rise_ends_the_runs() {
     for (numbers, verdicts, waiting) in
         [(&[1, 2, 3, 4, 5, 6][..], "aa-aaa", &[3][..]), (&[5, 6, 4, 7], "aada", &[])]
@@ -168,7 +146,7 @@ fn a_number_that_is_unknown_or_does_not_rise_ends_the_runs() {
 
 proptest! {
     /// Whatever the verdicts and their order, over several batches and a wrap of the numbers, each packet gets its own
-    /// verdict.
+    /// verdict and mark.
     #[test]
     fn each_packet_gets_its_own_verdict(
         first in prop_oneof![Just(1_u32), Just(u32::MAX - 20), any::<u32>()],
@@ -192,15 +170,17 @@ proptest! {
                 name => {
                     let id = open.remove(place.saturating_sub(2).min(open.len() - 1));
                     let name = if gap == 2 { 'r' } else { name };
-                    pending.set_verdict(id, decision(name), None).unwrap();
-                    wanted.insert(id, name);
+                    let mark = (gap == 1).then_some(place as u32);
+                    pending.set_verdict(id, decision(name), mark).unwrap();
+                    wanted.insert(id, (name, mark));
                 }
             }
         }
         kernel.take(&mut pending);
         prop_assert_eq!(kernel.refused, 0);
-        for (id, name) in &wanted {
+        for (id, (name, mark)) in &wanted {
             prop_assert_eq!(kernel.was(*id), Some(*name), "packet {}", id);
+            prop_assert_eq!(kernel.marks.get(id), Some(mark), "packet {}", id);
         }
         prop_assert_eq!(kernel.waiting.make_contiguous(), &open[..]);
     }

@@ -241,16 +241,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_rule_has_a_mark_and_a_source() {
-        let mut body = vec![2, 0, 24, 0, 0, 0, 0, 1, 0, 0, 0, 0];
-        put_attribute(&mut body, RTA_TABLE, &1003u32.to_ne_bytes());
-        put_attribute(&mut body, FRA_SRC, &[192, 0, 2, 0]);
-        put_attribute(&mut body, FRA_FWMARK, &5u32.to_ne_bytes());
-        let source = Some("192.0.2.0".parse().unwrap());
-        assert_eq!(parse_rule(&body), Some(RoutingRule { table: 1003, mark: Some(5), source }));
-    }
-
-    #[test]
     fn rules_that_compare_the_packet_mark_are_read() {
         let (one, whole, byte) =
             (1_u32.to_ne_bytes(), u32::MAX.to_ne_bytes(), 0xff_u32.to_ne_bytes());

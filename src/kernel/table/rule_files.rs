@@ -188,31 +188,9 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::kernel::parameters::CtMarkUse;
 
     fn others() -> RuleParameters {
         RuleParameters::new(&[2121, 21], 7, 4, 0x10, 0x4000_0011)
-    }
-
-    #[test]
-    fn data_connections_are_logged_to_the_group_of_the_first_queue() {
-        let text = render_nftables(&others(), QueueStatement::Native);
-        let group = format!("log group {} ", others().data_log_group());
-        assert_eq!(text.matches("log group ").count(), text.matches(&group).count());
-        assert_eq!(
-            text.matches(&group).count(),
-            5,
-            "SYN to the gateway; two of SYNs; FIN and others; what encrypted sessions try"
-        );
-        let without = render_nftables(&others().with_data_log(false), QueueStatement::Native);
-        assert!(!without.contains("log group"));
-    }
-
-    #[test]
-    fn a_client_has_the_limit_of_the_configuration() {
-        let text = |limit| render(&others().with_max_encrypted(limit));
-        assert_eq!(text(Some(7)).matches("ct count over 7 }").count(), 2, "IPv4 and IPv6");
-        assert!(!text(None).contains("ct count") && !text(None).contains("encrypted_clients"));
     }
 
     #[test]
@@ -252,29 +230,6 @@ mod tests {
         assert!(text.contains("connmark --mark 0x00000010/0x00000010 -j RETURN"));
         assert!(!text.contains("0x70000000"));
         assert!(text.contains("0>>24=0x45&&0&0xFFFF=40"));
-    }
-
-    #[test]
-    fn marks_have_the_chains_that_rules_of_others_need() {
-        let parts = |backend, ct_mark_use| {
-            let parameters = RuleParameters::default().with_backend(backend);
-            let text = render(&parameters.with_ct_mark_use(ct_mark_use));
-            assert_eq!(text.matches('{').count(), text.matches('}').count());
-            [
-                "ct mark 0 meta nfproto",
-                "hook prerouting priority mangle - 49",
-                "chain clear_restored_",
-            ]
-            .map(|part| text.matches(part).count())
-        };
-        for (ct_mark_use, nftables, conntrack) in [
-            (CtMarkUse::None, [4, 0, 0], [0; 3]),
-            (CtMarkUse::Restored, [0, 1, 0], [0; 3]),
-            (CtMarkUse::Compared, [0, 1, 2], [0, 0, 2]),
-        ] {
-            assert_eq!(parts(Backend::Nftables, ct_mark_use), nftables);
-            assert_eq!(parts(Backend::Conntrack, ct_mark_use), conntrack);
-        }
     }
 
     #[test]
