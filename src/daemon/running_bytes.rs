@@ -264,20 +264,4 @@ mod tests {
         looks.add(look(at(90_000), 40_003, [7, 8800]));
         assert_eq!((moved(&looks, &down), looks.0.len()), (Some((8800, 100.0)), 1), "long ago");
     }
-
-    #[test]
-    fn totals_are_by_direction_and_null_without_counts() {
-        let start = Instant::now();
-        let running = [TransferVerb::Retr, TransferVerb::Stor].map(|verb| session(start, 0, verb));
-        let none = RangeFinder::default();
-        let mut looks = Looks::default();
-        assert_eq!(looks.totals(&[], &none).bytes_up, Some(0));
-        let unknown = looks.totals(&running, &none);
-        assert_eq!((unknown.transfers, unknown.bytes_up, unknown.bytes_down), (2, None, None));
-        looks.add(look(start + Duration::from_secs(2), 40_001, [10, 20]));
-        let RunningTotals { transfers, bytes_up, bytes_down, bytes_up_per_second, .. } =
-            looks.totals(&running, &none);
-        assert_eq!((transfers, bytes_up, bytes_down), (2, Some(10), Some(20)));
-        assert_eq!(bytes_up_per_second, Some(5.0));
-    }
 }

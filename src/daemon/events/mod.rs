@@ -359,18 +359,4 @@ mod tests {
         note(&without, [event(7)]);
         assert!(without.take_unwritten().events.is_empty());
     }
-
-    #[test]
-    fn the_last_events_of_a_session_are_found() {
-        let ring = EventRing::new(4, ORIGIN, false);
-        assert_eq!(ring.last_session(), 4);
-        note(&ring, (0..10).map(|number| event(number % 2)));
-        let of = |session, limit| {
-            let events = ring.last_of(session, limit);
-            ids(&ring, &RecentEvents { events, lost: None })
-        };
-        assert_eq!(of(1, 3), [6, 8, 10]);
-        assert_eq!(of(0, 20), [1, 3, 5, 7, 9]);
-        assert_eq!(of(2, 20), [0; 0]);
-    }
 }

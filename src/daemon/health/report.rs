@@ -84,24 +84,3 @@ fn shortened(text: &str) -> String {
         None => part.to_owned(),
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_service_manager_hears_of_a_problem_before_warnings() {
-        let mut findings = Findings::default();
-        assert_eq!(status_text(&findings), "FTP works as far as ftp-alg sees");
-        let long = format!("a journal; {}", "x".repeat(999));
-        findings.extend([ProblemName::State.finding(long)]);
-        assert_eq!(status_text(&findings), "warning state: a journal");
-        findings.extend([ProblemName::Helper.finding("é".repeat(999))]);
-        assert_eq!(status_text(&findings), "2 warnings, the first state: a journal");
-        findings.warnings.remove(0);
-        let short = status_text(&findings);
-        assert_eq!(short, format!("warning helper: {}...", "é".repeat(MAX_SHORT)));
-        findings.extend([ProblemName::Table.finding("it is another's")]);
-        assert_eq!(status_text(&findings), "problem table: it is another's");
-    }
-}

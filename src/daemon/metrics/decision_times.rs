@@ -51,22 +51,3 @@ impl DecisionTimes {
         }
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_time_counts_in_the_bucket_whose_bound_it_does_not_exceed() {
-        let times = DecisionTimes::default();
-        for microseconds in [0, 5, 6, 100_000, 100_001] {
-            times.observe(Duration::from_micros(microseconds));
-        }
-        times.observe(Duration::MAX);
-        let Histogram { buckets, .. } = times.read();
-        let counts = |index: usize| buckets[index].1;
-        assert_eq!((counts(0), counts(1), counts(13), counts(14)), (2, 1, 1, 2));
-        assert_eq!((buckets[0].0, buckets[13].0), (5e-6, 0.1));
-        assert_eq!(buckets[14].0, f64::INFINITY);
-    }
-}

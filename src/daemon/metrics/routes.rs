@@ -194,18 +194,4 @@ mod tests {
         assert!(!names_loopback(&Uri::from_static("http://evil.example/"), &headers));
         assert!(names_loopback(&Uri::from_static("http://localhost:9821/"), &headers));
     }
-
-    #[test]
-    fn the_query_names_the_last_event() {
-        for (uri, wanted) in [
-            ("/events.json", Some(0)),
-            ("/events.json?after=17", Some(17)),
-            ("/events.json?x=1&after=18446744073709551615", Some(u64::MAX)),
-            ("/events.json?after=18446744073709551616", None),
-            ("/events.json?after=", None),
-            ("/events.json?after=x", None),
-        ] {
-            assert_eq!(after(&Uri::from_static(uri)), wanted, "{uri}");
-        }
-    }
 }

@@ -51,7 +51,8 @@ fn status() -> Status {
 
 fn reading() -> Reading {
     let times = DecisionTimes::default();
-    times.observe(Duration::from_micros(7));
+    times.observe(Duration::from_micros(5));
+    times.observe(Duration::from_micros(6));
     times.observe(Duration::from_secs(1));
     Reading { status: status(), started: 1_795_000_000, decisions: times.read() }
 }
@@ -70,8 +71,6 @@ fn the_text_has_the_values_of_the_status() {
         "ftp_alg_warnings 1",
         &format!("ftp_alg_build_info{{version=\"{version}\"}} 1"),
         "ftp_alg_start_time_seconds 1795000000",
-        "# TYPE ftp_alg_packets_total counter",
-        "ftp_alg_packets_total 12",
         "ftp_alg_rewrites_total 3",
         "ftp_alg_refusals_total{reason=\"foreign_address\"} 0",
         "ftp_alg_drops_total{reason=\"out_of_order\"} 0",
@@ -84,12 +83,12 @@ fn the_text_has_the_values_of_the_status() {
         "ftp_alg_running_transfer_bytes{direction=\"up\"} 5",
         "ftp_alg_top_client_bytes{client=\"2001:db8::/64\"} 8",
         "# TYPE ftp_alg_decision_seconds histogram",
-        "ftp_alg_decision_seconds_bucket{le=\"5e-06\"} 0",
-        "ftp_alg_decision_seconds_bucket{le=\"1e-05\"} 1",
-        "ftp_alg_decision_seconds_bucket{le=\"0.1\"} 1",
-        "ftp_alg_decision_seconds_bucket{le=\"+Inf\"} 2",
-        "ftp_alg_decision_seconds_count 2",
-        "ftp_alg_decision_seconds_sum 1.000007",
+        "ftp_alg_decision_seconds_bucket{le=\"5e-06\"} 1",
+        "ftp_alg_decision_seconds_bucket{le=\"1e-05\"} 2",
+        "ftp_alg_decision_seconds_bucket{le=\"0.1\"} 2",
+        "ftp_alg_decision_seconds_bucket{le=\"+Inf\"} 3",
+        "ftp_alg_decision_seconds_count 3",
+        "ftp_alg_decision_seconds_sum 1.000011",
     ] {
         assert!(text.lines().any(|found| found == line), "{line} is missing:\n{text}");
     }
@@ -167,12 +166,9 @@ fn other_paths_and_methods_are_refused() {
     for (request, status) in [
         ("GET /page HTTP/1.1", "404 Not Found"),
         ("POST / HTTP/1.1", "405 Method Not Allowed"),
-        ("PUT /status.json HTTP/1.1", "405 Method Not Allowed"),
         ("GET /metrics/ HTTP/1.1", "404 Not Found"),
         ("GET /../metrics HTTP/1.1", "404 Not Found"),
-        ("POST /other HTTP/1.1", "404 Not Found"),
         ("POST /metrics HTTP/1.1", "405 Method Not Allowed"),
-        ("DELETE /metrics HTTP/1.1", "405 Method Not Allowed"),
         ("CONNECT gateway:21 HTTP/1.1", "404 Not Found"),
         ("OPTIONS * HTTP/1.1", "404 Not Found"),
     ] {

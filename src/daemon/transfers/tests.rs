@@ -96,35 +96,6 @@ fn run_to_the_end(reports: &Reporter, publish: impl FnMut(Vec<TimedEvent>)) {
 }
 
 #[test]
-fn a_transfer_is_one_line() {
-    let line_of =
-        |user, transfer| event(user, EventKind::of_transfer(Box::new(transfer))).to_string();
-    let complete = |user| line_of(user, finished(None, Some(226)).1);
-    let line = "transfer #17 bob@10.0.0.7 STOR /pub/q3.csv 5 B in 0.2 s: 226";
-    assert_eq!(complete(Some("bob")), line);
-    let spoofed = complete(Some("x@1.2.3.4 STOR /a: 226"));
-    assert!(spoofed.starts_with("transfer #17 \"x@1.2.3.4 STOR /a: 226\"@10.0.0.7 STOR "));
-    let failed = Transfer {
-        result: TransferResult::NoDataConnection,
-        bytes: None,
-        reason: Some("SYN of 198.51.100.9 seen, no answer from 10.0.0.7:50069".to_owned()),
-        ..finished(None, Some(425)).1
-    };
-    let line = "transfer #17 10.0.0.7 STOR /pub/q3.csv in 0.2 s: 425, no data connection: \
-                SYN of 198.51.100.9 seen, no answer from 10.0.0.7:50069";
-    assert_eq!(line_of(None, failed.clone()), line);
-    let ended = Transfer { result: TransferResult::Aborted, ..finished(None, None).1 };
-    assert!(line_of(None, ended).ends_with(": the control connection ended, aborted"));
-    let (end, result) = (TransferEnd::Unseen, TransferResult::Unseen);
-    let unseen = line_of(None, Transfer { end, result, ..finished(None, None).1 });
-    assert!(unseen.ends_with(" in 0.2 s: its end was not seen"), "{unseen}");
-    let waiting = Transfer { result: TransferResult::Waiting, bytes: None, ..failed };
-    let line = "transfer #17 10.0.0.7 STOR /pub/q3.csv has waited 0.2 s for its data connection: \
-                SYN of 198.51.100.9 seen, no answer from 10.0.0.7:50069";
-    assert_eq!(line_of(None, waiting), line);
-}
-
-#[test]
 fn a_full_inbox_loses_transfers_and_counts_them() {
     let reports = Reporter::new(true, []);
     let of_client = |client: u8| {
