@@ -1,6 +1,6 @@
 //! Conntrack has fifty thousand entries. The daemon must not dump the whole table for each session.
 
-use super::scene::{ANNOUNCED, PORT, Scene};
+use super::scene::PORT;
 use crate::common::*;
 
 const ENTRIES: usize = 50_000;
@@ -29,23 +29,19 @@ fn fill(host: &Host, entries: usize) {
 fn the_daemon_stops_quickly_if_conntrack_lost_its_sessions() {
     const SESSIONS: usize = 200;
     let configuration = "policy.max-pinholes-per-client = 1000\n";
-    let mut scene = Scene::with(Topology::Masquerade, configuration, &json!({}));
-    let lab = &scene.gateway.lab;
-    let host = lab.server_address(V4).to_string();
-    let one = [&login()[..], &[say(PORT), reply()]].concat();
-    let next = [&[json!({"redial": true})][..], &one].concat();
-    let steps = [&one[..], &vec![next; SESSIONS - 1].concat()].concat();
-    let client =
-        scene.client_of(&lab.client, &json!({"host": host, "listen": [ANNOUNCED]}), &steps);
-    let sessions = scene.gateway.daemon.sessions().unwrap();
+    let (mut gateway, _server) = served(Topology::Masquerade, configuration, json!({}));
+    let lab = &gateway.lab;
+    let one = [login(), ask(PORT)].concat();
+    let next = [vec![json!({"redial": true})], one.clone()].concat();
+    let client = hold(lab, (&one, vec![next; SESSIONS - 1], gate()));
+    let sessions = gateway.daemon.sessions().unwrap();
     let adjusted = sessions.iter().filter(|session| session["adjusted"] == json!(true)).count();
     assert!(adjusted >= SESSIONS - 1, "{adjusted} adjusted sessions");
     lab.gateway.run("conntrack", &["-F"]).unwrap();
     fill(&lab.gateway, ENTRIES);
     let start = std::time::Instant::now();
-    scene.gateway.daemon.stop().unwrap();
+    gateway.daemon.stop().unwrap();
     let took = start.elapsed();
-    println!("the daemon stopped within {took:?}");
     assert!(took < Duration::from_secs(3), "{took:?}");
     drop(client);
 }

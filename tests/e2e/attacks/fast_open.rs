@@ -1,6 +1,6 @@
 //! TCP Fast Open (RFC 7413): what a SYN carries is read before the server gets it.
 
-use super::scene::{Scene, with_each_back_end};
+use super::scene::with_each_back_end;
 use crate::{common::*, recipes::queueing::load_queueing};
 
 /// `ADDRESS FIRST [LINE]...` sends FIRST in its SYN, and each LINE after the replies to what precedes it. Prints all
@@ -21,8 +21,7 @@ for line in lines:
 "#;
 
 /// The replies to a client that sends `first` in its SYN, and `lines` afterwards.
-fn hear(scene: &Scene, family: Family, first: &str, lines: &[&str]) -> Vec<String> {
-    let lab = &scene.gateway.lab;
+fn hear(lab: &Lab, family: Family, first: &str, lines: &[&str]) -> Vec<String> {
     let script = lab.client.write("fast_open.py", CLIENT.as_bytes()).unwrap();
     let mut command = lab.client.command("/usr/bin/python3");
     command.arg(script).arg(lab.server_address(family).to_string()).arg(first).args(lines);
@@ -38,8 +37,7 @@ fn attack(lab: Lab, configuration: &str) {
     }
     let gateway = Gateway::on(lab, configuration);
     let server = scripted_server(&gateway.lab.server, &json!({}));
-    let scene = Scene { server, gateway };
-    let lab = &scene.gateway.lab;
+    let lab = &gateway.lab;
     let (towards_client, towards_server) = captures(lab);
     for family in FAMILIES {
         let (third, own) = match family {
@@ -49,17 +47,16 @@ fn attack(lab: Lab, configuration: &str) {
                 ("EPRT |2|fd99::9|2222|".to_owned(), format!("EPRT |2|{address}|3762|"))
             }
         };
-        let opened = scene.gateway.count("pinholes_opened");
-        let heard =
-            hear(&scene, family, &format!("USER lab\\r\\nPASS lab\\r\\n{third}\\r\\n"), &[]);
+        let opened = gateway.count("pinholes_opened");
+        let heard = hear(lab, family, &format!("USER lab\\r\\nPASS lab\\r\\n{third}\\r\\n"), &[]);
         let codes: Vec<_> = heard.iter().map(|reply| &reply[..3]).collect();
         assert_eq!(codes, ["220", "331", "230", "500"], "{family:?}: {heard:?}");
         // An ordinary session goes on behind it.
-        let heard = hear(&scene, family, "USER lab\\r\\n", &["PASS lab", &own]);
+        let heard = hear(lab, family, "USER lab\\r\\n", &["PASS lab", &own]);
         let codes: Vec<_> = heard.iter().map(|reply| &reply[..3]).collect();
         assert_eq!(codes, ["220", "331", "230", "200"], "{family:?}: {heard:?}");
-        assert_eq!(scene.gateway.count("pinholes_opened"), opened + 1, "{family:?}");
-        let lines = scene.server.lines();
+        assert_eq!(gateway.count("pinholes_opened"), opened + 1, "{family:?}");
+        let lines = server.lines();
         assert!(!lines.iter().any(|line| line.ends_with(&third[5..])), "{family:?}: {lines:?}");
     }
     let [sent, forwarded] = [towards_client, towards_server].map(|capture| {

@@ -1,29 +1,20 @@
 //! A flood of connections: sessions and memory stay within their limits.
 
-use super::scene::Scene;
+use super::forged_ends::mute;
 use crate::common::*;
-
-/// Prevents a host from sending resets for connections that it does not know.
-const MUTE: &str = "table inet mute {
-    chain output {
-        type filter hook output priority 0;
-        tcp flags rst drop
-    }
-}
-";
 
 #[test]
 fn a_flood_of_control_connections_leaves_room_for_one_more() {
     let sizes = [("10000", 8_192_u64), ("100000", 65_536)];
     let (connections, most) = &telling(&sizes[..1], &sizes[1..])[0];
     let configuration = format!("policy.max-sessions = {most}\n");
-    let scene = Scene::with(Topology::Routed, &configuration, &json!({}));
-    let lab = &scene.gateway.lab;
-    let daemon = &scene.gateway.daemon;
-    scene.assert_transfer();
+    let (gateway, _server) = served(Topology::Routed, &configuration, json!({}));
+    let (lab, daemon) = (&gateway.lab, &gateway.daemon);
+    let assert_transfer = || talk(lab, (login(), port_transfer())).ok();
+    assert_transfer();
     let before = daemon.resident_kib().unwrap();
-    // Neither the client nor the address that it spoofs answers.
-    lab.client2.nft(MUTE).unwrap();
+    // Neither the client nor the address that it spoofs answers, not even with a reset.
+    mute(&lab.client2, "tcp flags rst");
     lab.client2.shell("ip address add 192.168.150.82/24 dev eth0").unwrap();
     let server = lab.server.address(V4).to_string();
     let sources = [lab.client2.address(V4).to_string(), "192.168.150.82".to_owned()];
@@ -32,11 +23,9 @@ fn a_flood_of_control_connections_leaves_room_for_one_more() {
     println!("flood: {} s", flood.success().unwrap().stdout_text().trim());
     let reached = |status: &Value| status["limits"]["sessions"].as_u64().unwrap_or(0) > 0;
     wait_for("max-sessions to be reached", || reached(&daemon.status().unwrap()));
-    scene.assert_transfer();
+    assert_transfer();
     let status = daemon.status().unwrap();
-    println!("{status}");
     let grown = daemon.resident_kib().unwrap().saturating_sub(before);
-    println!("memory has grown by {grown} KiB");
     assert!(grown < 96 << 10, "memory has grown by {grown} KiB");
     assert!(status["sessions"].as_u64().unwrap() <= *most, "{status}");
 }

@@ -1,7 +1,6 @@
 //! Attacks through the real gateway: they open no pinhole, no connection of the attacker gets through, and legitimate
 //! transfers still work.
 
-mod addresses;
 mod ambiguous_lines;
 mod conntrack_lookups;
 mod fast_open;
@@ -11,10 +10,8 @@ mod forgotten_entries;
 mod full_sets;
 mod hidden_transfers;
 mod overlaps;
-mod pinhole_theft;
 mod port_conflicts;
 mod sane_helper;
 mod scene;
-mod spoofed;
 mod tuple_reuse;
 mod urgent;

@@ -1,8 +1,11 @@
 //! External ports that are in use: the gateway never assigns a port that it translates or listens on to a data
 //! connection. Otherwise an initiator that wants the service would reach a client.
 
-use super::scene::{ANNOUNCED, PASSIVE_PORT, PORT, Scene, with_each_back_end};
+use super::scene::{ANNOUNCED, PORT, with_each_back_end};
 use crate::common::*;
+
+/// A passive port of the server.
+const PASSIVE_PORT: u16 = 50069;
 
 /// Asserts that the service, a server on the second client, answers at [`ANNOUNCED`].
 fn assert_service_answers(lab: &Lab) {
@@ -12,7 +15,7 @@ fn assert_service_answers(lab: &Lab) {
 }
 
 /// A lab in which `prepare` ran before the daemon started. Its firewall accepts ports 3762 and 8080.
-fn scene(topology: Topology, back_end: &str, prepare: impl Fn(&Lab)) -> Scene {
+fn scene(topology: Topology, back_end: &str, prepare: impl Fn(&Lab)) -> (Gateway, ScriptedServer) {
     let lab = lab_for(topology, back_end);
     lab.gateway
         .nft(
@@ -23,25 +26,26 @@ fn scene(topology: Topology, back_end: &str, prepare: impl Fn(&Lab)) -> Scene {
     prepare(&lab);
     let gateway = Gateway::on(lab, back_end);
     let server = scripted_server(&gateway.lab.server, &json!({"passive_port": PASSIVE_PORT}));
-    Scene { server, gateway }
+    (gateway, server)
 }
 
 /// A client behind masquerade announces port 3762, which a service uses. The gateway must announce another port, and
 /// the service must stay reachable.
-fn assert_port_not_assigned(scene: &Scene) {
-    let lab = &scene.gateway.lab;
+fn assert_port_not_assigned(gateway: &Gateway, server: &ScriptedServer) {
+    let lab = &gateway.lab;
+    let announce = || hold_listening(lab, ANNOUNCED, (login(), ask(PORT), gate()));
     let _service = scripted_server(&lab.client2, &json!({"port": 8080}));
     // The ports of rules are claimed when they are read.
     wait_for("another port", || {
-        assert_eq!(scene.logged_in(&[say(PORT), reply()]).release().error, None);
-        scene.gateway.daemon.wait_for_no_pinholes(Duration::from_secs(10)).unwrap();
-        host_port(scene.server.lines().last().unwrap()).1 != ANNOUNCED
+        assert_eq!(announce().release().error, None);
+        gateway.daemon.wait_for_no_pinholes(Duration::from_secs(10)).unwrap();
+        host_port(server.lines().last().unwrap()).1 != ANNOUNCED
     });
     assert_service_answers(lab);
-    let client = scene.logged_in(&[say(PORT), reply()]);
-    let (address, port) = host_port(scene.server.lines().last().unwrap());
+    let client = announce();
+    let (address, port) = host_port(server.lines().last().unwrap());
     assert_eq!(address, lab.gateway.address(V4).to_string());
-    assert_ne!(port, ANNOUNCED, "{:?}", scene.gateway.daemon.log());
+    assert_ne!(port, ANNOUNCED, "{:?}", gateway.daemon.log());
     assert_service_answers(lab);
     assert_eq!(connect(&lab.server, &address, port), "open");
     assert_eq!(client.release().error, None);
@@ -98,11 +102,11 @@ fn a_published_port_is_not_assigned_to_a_client() {
                         publish(lab, how)
                     }
                 };
-                let scene = scene(Topology::Masquerade, &back_end(kind), prepare);
+                let (gateway, server) = scene(Topology::Masquerade, &back_end(kind), prepare);
                 if later {
-                    publish(&scene.gateway.lab, how);
+                    publish(&gateway.lab, how);
                 }
-                assert_port_not_assigned(&scene);
+                assert_port_not_assigned(&gateway, &server);
             });
         }
     });
@@ -112,11 +116,11 @@ fn a_published_port_is_not_assigned_to_a_client() {
 #[test]
 fn ports_published_for_the_ftp_server_are_not_replaced() {
     with_each_back_end(|back_end| {
-        let scene = scene(Topology::PublishedServer, back_end, |lab| {
+        let (gateway, _server) = scene(Topology::PublishedServer, back_end, |lab| {
             let server = lab.server.address(V4);
             publish_by(lab, "", &format!("tcp dport 50000-50100 dnat to {server}"));
         });
-        let session = talk(&scene.gateway.lab, (login(), ask("PASV"))).ok();
+        let session = talk(&gateway.lab, (login(), ask("PASV"))).ok();
         assert_eq!(host_port(session.got(6)).1, PASSIVE_PORT);
     });
 }

@@ -3,7 +3,6 @@
 //! could open any port without a login. Therefore the gateway must never emit a packet that has the form of this
 //! request.
 
-use super::scene::Scene;
 use crate::common::*;
 
 /// SANE_NET_START and a handle.
@@ -29,13 +28,15 @@ fn no_line_becomes_a_sane_request() {
         (Topology::PublishedServer, V4, &user, &retransmitted),
         (Topology::Routed, V4, REQUEST, &plain),
     ] {
-        let scene = Scene::with(topology, CONNTRACK, &json!({"extra": {line: ANSWER}}));
-        let lab = &scene.gateway.lab;
+        let answers = json!({"extra": {line: ANSWER}});
+        let (gateway, _server) = served(topology, CONNTRACK, answers);
+        let lab = &gateway.lab;
         let host = lab.server_address(family);
-        let steps = [&login()[..], steps, std::slice::from_ref(&pause)].concat();
-        let _client = scene.client_of(&lab.client, &json!({"host": host}), &steps);
+        let mut plan = plan(lab, (login(), steps, &pause, gate()));
+        plan["host"] = json!(host);
+        let _client = gated_client(&lab.client, plan);
         let case = format!("{topology} {family}");
-        assert_eq!(scene.gateway.daemon.open_pinholes().unwrap(), [""; 0], "{case}");
+        assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0], "{case}");
         assert_eq!(connect_in_vain(&lab.client, &host.to_string(), 22), "silent", "{case}");
     }
 }

@@ -3,7 +3,7 @@
 
 use std::process::Command;
 
-use super::scene::with_each_back_end;
+use super::scene::{fill, with_each_back_end};
 use crate::common::*;
 
 /// The ends of the connection. `server GONE` closes a connection without a packet after the line `GONE`, and then
@@ -111,8 +111,7 @@ fn a_syn_waits_if_the_reused_tuples_set_is_full() {
     let lab = Lab::new(Topology::Masquerade).unwrap();
     let _daemon = Daemon::start(&executable_without_owner(&lab), &lab.gateway, "").unwrap();
     let _server = start_server(&lab);
-    let numbers = (1..=65_536_u32).map(|number| number.to_string()).collect::<Vec<_>>().join(", ");
-    lab.gateway.nft(&format!("add element inet ftp_alg reused_tuples {{ {numbers} }}")).unwrap();
+    fill(&lab, "reused_tuples", 65_536);
     let start = Instant::now();
     let end = thread::scope(|scope| {
         let client = scope.spawn(|| client_output(&lab, "NOOP"));
