@@ -1,7 +1,6 @@
 //! Encrypted sessions: what the gateway opens to whom, from when on and until when.
 
 mod accounts;
-mod many;
 mod matrix;
 mod outages;
 mod plain_again;

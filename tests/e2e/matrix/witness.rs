@@ -103,29 +103,3 @@ fn announced_port(word: &str, text: &str) -> Option<u16> {
         _ => None,
     }
 }
-
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_announcement_without_its_connection_is_a_stray() {
-        let [client, server, other] =
-            ["192.0.2.1", "192.0.2.2", "192.0.2.3"].map(|a| a.parse().unwrap());
-        let command = |text: &str| ControlLine {
-            stream: "0".to_owned(),
-            from: client,
-            to: server,
-            is_command: true,
-            text: text.to_owned(),
-        };
-        let lines = [command("PORT 192,0,2,1,4,1"), command("RETR pub/a")];
-        for (initiator, strays) in [(server, 0), (other, 1)] {
-            let mut testimony = Testimony { said: BTreeMap::new(), strays: Vec::new() };
-            testimony.read(&lines, &BTreeSet::from([(initiator, SocketAddr::new(client, 1025))]));
-            assert_eq!(testimony.strays.len(), strays);
-            assert_eq!(testimony.objection("a", Verb::Port), None);
-            assert!(testimony.objection("a", Verb::Eprt).is_some());
-            assert!(testimony.objection("b", Verb::Port).is_some());
-        }
-    }
-}
