@@ -1,9 +1,9 @@
-//! The firewalls on the pages of `docs/howto`, as a reader types them: files move through each.
+//! The firewalls of the README and on the pages of `docs/howto`, as a reader types them: files move through each.
 
 use super::site::*;
 use crate::common::*;
 
-/// The first block of code in `language` on `page` that has `words`, with the lab's names and addresses.
+/// The first block of code in `language` on `page` of `docs/howto` that has `words`, with the lab's names and addresses.
 fn block(page: &str, language: &str, words: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/howto").join(page);
     let page = fs::read_to_string(path).unwrap();
@@ -16,16 +16,25 @@ fn block(page: &str, language: &str, words: &str) -> String {
 }
 
 #[test]
-fn nftables_firewalls_of_how_to_pages_are_enough() {
-    for (page, place, families) in [
-        ("masquerade.md", Place::Masquerade, &FAMILIES[..]),
-        ("published-server.md", Place::Published, &[V4]),
-        ("host-firewall.md", Place::Server, &FAMILIES),
-        ("host-firewall.md", Place::Client, &FAMILIES),
+fn nftables_firewalls_of_pages_are_enough() {
+    let readme = "../../README.md";
+    let by_mark = "        ct mark & 0x40000000 != 0 accept\n";
+    for (page, place, families, backend) in [
+        (readme, Place::Masquerade, &FAMILIES[..], "nftables"),
+        (readme, Place::Masquerade, &FAMILIES, "conntrack"),
+        ("masquerade.md", Place::Masquerade, &FAMILIES, "nftables"),
+        ("published-server.md", Place::Published, &[V4], "nftables"),
+        ("host-firewall.md", Place::Server, &FAMILIES, "nftables"),
+        ("host-firewall.md", Place::Client, &FAMILIES, "nftables"),
     ] {
         let site = Site::new(place);
-        site.guard().nft(&block(page, "nft", "table inet")).unwrap();
-        let daemon = site.daemon(NFTABLES);
+        let mut rules = block(page, "nft", "table inet");
+        assert!(rules.contains(by_mark), "{page}");
+        if backend == "conntrack" {
+            rules = rules.replace(by_mark, "").replace("established ", "established,related ");
+        }
+        site.guard().nft(&rules).unwrap();
+        let daemon = site.daemon(&back_end(backend));
         site.carries(&daemon, families);
     }
 }

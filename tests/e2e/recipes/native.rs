@@ -45,24 +45,6 @@ fn iptables_rule_suffices(variant: &str, place: Place) {
 }
 
 #[test]
-fn the_minimal_firewall_of_the_readme_suffices() {
-    let readme = include_str!("../../../README.md");
-    let start = readme.find("table inet filter {").unwrap();
-    let text = &readme[start..start + readme[start..].find("```").unwrap()];
-    let own = text.replace("\"lan0\"", "\"lan\"").replace("\"wan0\"", "\"wan\"");
-    let line = "        ct mark & 0x40000000 != 0 accept\n";
-    let related =
-        own.replace(line, "").replace("ct state established ", "ct state established,related ");
-    assert!(own.contains(line) && !related.contains(line));
-    for (rules, backend) in [(own, "nftables"), (related, "conntrack")] {
-        let site = Site::new(Place::Masquerade);
-        load_nftables(site.guard(), &rules);
-        let daemon = site.daemon(&back_end(backend));
-        site.carries(&daemon, &FAMILIES);
-    }
-}
-
-#[test]
 fn the_nftables_rule_admits_data_connections() {
     for &place in telling(&[Place::Masquerade, Place::Server], &PLACES) {
         assert_rule_suffices(&Site::new(place), &nftables(place), &FAMILIES, &MODES, load_nftables);
