@@ -45,17 +45,12 @@ pub enum Cni {
     Routed,
 }
 
-/// A node.
+/// A node, whose pods have addresses of 10.244.NUMBER.0/24.
 pub struct Node<'a> {
+    number: u8,
     pub host: &'a Host,
     /// Its address, which is also that of its node ports.
     pub address: Ipv4Addr,
-    /// The addresses of its pods.
-    pods: &'static str,
-    /// Its own address among them, with a bridge.
-    bridge: &'static str,
-    /// Its address of the tunnel between nodes.
-    tunnel: &'static str,
     /// Its only pod, and the namespace of that.
     pod: Ipv4Addr,
     pod_host: &'a Host,
@@ -117,25 +112,18 @@ impl Cluster {
 
     /// Both nodes.
     pub fn nodes(&self) -> [Node<'_>; 2] {
-        let one = Node {
-            host: &self.lab.gateway,
-            address: Ipv4Addr::new(198, 51, 100, 1),
-            pods: "10.244.1.0/24",
-            bridge: "10.244.1.1/24",
-            tunnel: "10.244.1.0",
-            pod: OTHER_POD,
-            pod_host: &self.lab.client,
-        };
-        let two = Node {
-            host: self.lab.far.as_ref().unwrap(),
-            address: Ipv4Addr::new(198, 51, 100, 2),
-            pods: "10.244.2.0/24",
-            bridge: "10.244.2.1/24",
-            tunnel: "10.244.2.0",
-            pod: POD,
-            pod_host: &self.lab.server,
-        };
-        [one, two]
+        let lab = &self.lab;
+        [
+            (1, &lab.gateway, OTHER_POD, &lab.client),
+            (2, lab.far.as_ref().unwrap(), POD, &lab.server),
+        ]
+        .map(|(number, host, pod, pod_host)| Node {
+            number,
+            host,
+            address: Ipv4Addr::new(198, 51, 100, number),
+            pod,
+            pod_host,
+        })
     }
 
     /// Has this node answer for the external address, as MetalLB does.
@@ -146,7 +134,7 @@ impl Cluster {
 }
 
 fn route(node: &Node, other: &Node) {
-    let (own, theirs, via) = (node.pod, other.pods, other.address);
+    let (own, theirs, via) = (node.pod, other.number, other.address);
     let lines = format!(
         "ip -4 address flush dev lan
 ip link set lan down
@@ -154,7 +142,7 @@ ip link set lan name cali-pod
 ip link set cali-pod up
 echo 1 > /proc/sys/net/ipv4/conf/cali-pod/proxy_arp
 ip route add {own} dev cali-pod scope link
-ip route add {theirs} via {via}
+ip route add 10.244.{theirs}.0/24 via {via}
 ip route add default via 198.51.100.66"
     );
     node.host.shell(&lines).unwrap();
@@ -208,22 +196,21 @@ COMMIT
 }
 
 fn bridge(node: &Node, other: &Node) {
-    let (own, tunnel) = (node.address, node.tunnel);
+    let (own, at, remote, to) = (node.address, node.number, other.address, other.number);
     let lines = format!(
         "ip -4 address flush dev lan
 ip link add cni0 type bridge
 ip link set lan master cni0
-ip address add {} dev cni0
+ip address add 10.244.{at}.1/24 dev cni0
 ip link set cni0 up
 echo 1 > /proc/sys/net/bridge/bridge-nf-call-iptables
-ip link add flannel.1 type vxlan id 1 local {own} remote {} dstport 8472 dev wan
-ip address add {tunnel}/32 dev flannel.1
+ip link add flannel.1 type vxlan id 1 local {own} remote {remote} dstport 8472 dev wan
+ip address add 10.244.{at}.0/32 dev flannel.1
 ip link set flannel.1 up
-ip route add {} via {} dev flannel.1 onlink",
-        node.bridge, other.address, other.pods, other.tunnel
+ip route add 10.244.{to}.0/24 via 10.244.{to}.0 dev flannel.1 onlink"
     );
     node.host.shell(&lines).unwrap();
-    let pods = node.pods;
+    let pods = format!("10.244.{at}.0/24");
     node.restore(&format!(
         "*filter
 :FORWARD DROP

@@ -105,16 +105,18 @@ fn assert_all_ways_work(
     assert_eq!(seen, dialled.into_iter().chain([own]).collect());
 }
 
+/// A bridge without network policies accepts all that goes to pods, so that it needs no back end `conntrack`.
 #[test]
-fn services_of_the_iptables_mode_need_port_21_alone() {
-    assert_all_ways_work(ProxyMode::Iptables, Cni::Bridge, ServerKind::Vsftpd, MANIFEST);
-    assert_all_ways_work(ProxyMode::Iptables, Cni::Routed, ServerKind::PureFtpd, MANIFEST);
-}
-
-#[test]
-fn services_of_the_nftables_mode_need_port_21_alone() {
-    assert_all_ways_work(ProxyMode::Nftables, Cni::Bridge, ServerKind::Vsftpd, MANIFEST);
-    assert_all_ways_work(ProxyMode::Nftables, Cni::Routed, ServerKind::Pyftpdlib, MANIFEST);
+fn services_need_port_21_alone() {
+    for (mode, cni, kind, setup) in [
+        (ProxyMode::Iptables, Cni::Bridge, ServerKind::Vsftpd, MANIFEST),
+        (ProxyMode::Iptables, Cni::Routed, ServerKind::PureFtpd, MANIFEST),
+        (ProxyMode::Nftables, Cni::Bridge, ServerKind::Vsftpd, MANIFEST),
+        (ProxyMode::Nftables, Cni::Routed, ServerKind::Pyftpdlib, MANIFEST),
+        (ProxyMode::Iptables, Cni::Bridge, ServerKind::Vsftpd, ("nftables", NFTABLES)),
+    ] {
+        assert_all_ways_work(mode, cni, kind, setup);
+    }
 }
 
 /// With the back end `nftables`, a data connection is new to every rule.
@@ -137,23 +139,12 @@ fn a_network_policy_for_port_21_drops_passive_data_connections_by_mark() {
         let session = scripted_client(&lab.outsider, &plan);
         assert!(session.error.as_ref().is_some_and(|at| at.starts_with("step 7 ")), "{session:?}");
 
-        // `doctor` cannot tell which connections that rule drops, and names it.
-        let said = doctor(&daemons[1]).stdout_text();
-        assert!(said.contains("but `-A cali-tw-pod -j DROP` in cali-tw-pod"), "{said}");
-
         // In front of the chains of the CNI, and of kube-proxy.
         let accept = "iptables-nft -I FORWARD -m connmark --mark 0x40000000/0x40000000 -j ACCEPT";
         nodes[1].host.shell(accept).unwrap();
         assert_eq!(download(Verb::Pasv).unwrap(), b"the body");
         assert_eq!(daemons[1].counter("errors").unwrap(), 0);
     }
-}
-
-/// A bridge without network policies accepts all that goes to pods.
-#[test]
-fn a_bridge_without_network_policies_works_by_mark() {
-    let by_mark = ("nftables", NFTABLES);
-    assert_all_ways_work(ProxyMode::Iptables, Cni::Bridge, ServerKind::Vsftpd, by_mark);
 }
 
 /// Steps of a passive and an active transfer of the outsider, which listens on `port`.

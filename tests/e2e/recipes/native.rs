@@ -37,13 +37,6 @@ pub fn run_iptables(host: &Host, text: &str) {
     run_script(host, text, &[], "/usr/sbin");
 }
 
-fn iptables_rule_suffices(variant: &str, place: Place) {
-    for &place in telling(&[place], &PLACES) {
-        let recipe = iptables(place, variant);
-        assert_rule_suffices(&Site::new(place), &recipe, &FAMILIES, &MODES, run_iptables);
-    }
-}
-
 #[test]
 fn the_nftables_rule_admits_data_connections() {
     for &place in telling(&[Place::Masquerade, Place::Server], &PLACES) {
@@ -63,13 +56,13 @@ fn an_outsider_finds_no_open_port() {
 }
 
 #[test]
-fn the_iptables_nft_rule_admits_data_connections() {
-    iptables_rule_suffices("nft", Place::Published);
-}
-
-#[test]
-fn the_iptables_legacy_rule_admits_data_connections() {
-    iptables_rule_suffices("legacy", Place::Client);
+fn the_iptables_rules_admit_data_connections() {
+    let all = ["nft", "legacy"].map(|variant| PLACES.map(|place| (variant, place))).concat();
+    for &(variant, place) in telling(&[("nft", Place::Published), ("legacy", Place::Client)], &all)
+    {
+        let recipe = iptables(place, variant);
+        assert_rule_suffices(&Site::new(place), &recipe, &FAMILIES, &MODES, run_iptables);
+    }
 }
 
 /// Nagle's algorithm delays the second half of an announcement until the first is acknowledged. Only `ftp-alg`

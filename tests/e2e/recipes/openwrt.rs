@@ -20,26 +20,19 @@ const REDIRECT: [(&str, &str); 3] = [
     ),
 ];
 
-/// The whole ruleset, with `include` at the start of its chains.
-fn ruleset(include: &str, redirect: bool) -> String {
-    let mut text = RULESET.replace("INCLUDE", include);
-    for (place, rule) in REDIRECT {
-        text = text.replace(place, if redirect { rule } else { "" });
-    }
-    text
-}
-
 fn recipe() -> Recipe {
     Recipe::read("openwrt.nft", &[])
 }
 
+/// Loads the whole ruleset, with `include` at the start of its chains.
 fn load(host: &Host, redirect: bool, include: &str) {
-    let text = ruleset(include, redirect);
-    // `fw4 check` does this before a reload.
-    let mut check = host.command("nft");
-    check.args(["-c", "-f", "-"]);
-    host.finish(check, text.as_bytes(), Duration::from_secs(10)).unwrap().success().unwrap();
-    host.nft(&text).unwrap();
+    let mut text = RULESET.replace("INCLUDE", include);
+    for (place, rule) in REDIRECT {
+        text = text.replace(place, if redirect { rule } else { "" });
+    }
+    let file = host.write("fw4.nft", text.as_bytes()).unwrap();
+    // `fw4 check` does the first one before a reload.
+    host.shell(&format!("nft -c -f {0} && nft -f {0}", file.display())).unwrap();
 }
 
 /// fw4 accepts connections from the LAN, so it drops only active data connections.

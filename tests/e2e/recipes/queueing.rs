@@ -16,10 +16,7 @@ pub fn load_queueing(host: &Host, variant: &str) {
 
 #[test]
 fn iptables_queue_rules_work_in_every_place() {
-    let all: Vec<_> = ["nft", "legacy"]
-        .into_iter()
-        .flat_map(|variant| PLACES.map(|place| (variant, place)))
-        .collect();
+    let all = ["nft", "legacy"].map(|variant| PLACES.map(|place| (variant, place))).concat();
     for &(variant, place) in telling(&[("nft", Place::Published), ("legacy", Place::Server)], &all)
     {
         let site = Site::new(place);
