@@ -6,21 +6,14 @@ use crate::common::*;
 const ENTRIES: usize = 50_000;
 
 /// Adds unrelated connections to the conntrack table of `host`.
-fn fill(host: &Host, entries: usize) {
-    use std::fmt::Write as _;
-    let mut lines = String::new();
-    for number in 0..entries {
-        let (port, high, low) = (1024 + (number >> 16), number >> 8 & 255, number & 255);
-        let _ = writeln!(
-            lines,
-            "-I -p tcp -s 10.9.{high}.{low} -d 10.8.0.1 --sport {port} --dport 80 \
-             --state ESTABLISHED -t 600"
-        );
-    }
-    let file = host.write("connections", lines.as_bytes()).unwrap();
-    host.run("conntrack", &["-R", &file.to_string_lossy()]).unwrap();
-    let count =
-        host.run("conntrack", &["-C"]).unwrap().stdout_text().trim().parse::<usize>().unwrap();
+fn add_connections(host: &Host, entries: usize) {
+    let lines = format!(
+        "seq {entries} | awk '{{ printf \"-I -p tcp -s 10.9.%d.%d -d 10.8.0.1 --sport 1024 --dport 80 \
+         --state ESTABLISHED -t 600\\n\", $1 / 256, $1 % 256 }}' > connections
+         conntrack -R connections; rm connections; conntrack -C"
+    );
+    let counted = host.shell(&format!("cd {}\n{lines}", host.directory().display())).unwrap();
+    let count: usize = counted.stdout_text().trim().parse().unwrap();
     assert!(count >= entries, "{count} connections are tracked");
 }
 
@@ -38,7 +31,7 @@ fn the_daemon_stops_quickly_if_conntrack_lost_its_sessions() {
     let adjusted = sessions.iter().filter(|session| session["adjusted"] == json!(true)).count();
     assert!(adjusted >= SESSIONS - 1, "{adjusted} adjusted sessions");
     lab.gateway.run("conntrack", &["-F"]).unwrap();
-    fill(&lab.gateway, ENTRIES);
+    add_connections(&lab.gateway, ENTRIES);
     let start = std::time::Instant::now();
     gateway.daemon.stop().unwrap();
     let took = start.elapsed();
