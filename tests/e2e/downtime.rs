@@ -49,18 +49,13 @@ fn loses_nothing_to_stops(backend: &str) -> bool {
     true
 }
 
-/// A server that cannot connect to its client says so soon, and then goes on to read commands.
-fn gives_up_soon(gateway: &Gateway) {
-    let soon = ["-qw", "net.ipv4.tcp_syn_retries=1"];
-    gateway.lab.server.run("sysctl", &soon).unwrap();
-}
-
 /// Stops the daemon so many times by `stop`, which is informed the round, under sessions that last and sessions of a few
 /// transfers, whose numbers are not adjusted yet. What was announced meanwhile may be lost, but no control connection.
 fn lives_through(backend: &str, rounds: u64, mut stop: impl FnMut(&mut Gateway, u64)) {
     let mut gateway = gateway_with(Topology::Masquerade, &back_end(backend));
     let server = Server::start(ServerKind::Proftpd, &gateway.lab.server).unwrap();
-    gives_up_soon(&gateway);
+    // A server that cannot connect to its client says so soon, and then goes on to read commands.
+    gateway.lab.server.shell("sysctl -qw net.ipv4.tcp_syn_retries=1").unwrap();
     let brief = LoadSpec { data_seconds: 3, ..LoadSpec::default() };
     let load = Load::start(&gateway.lab, &server, brief);
     let short = LoadSpec { name: "short-load", transfers: 2, ..brief };
@@ -87,16 +82,13 @@ fn a_daemon_stopped_for_about_the_deadline_or_beyond_stops_no_ftp() {
         thread::sleep(scaled_timeout(moment(round, 700)));
         pause(&gateway.daemon, Duration::from_millis(3800) + moment(round + 3, 1500));
         thread::sleep(scaled_timeout(moment(round + 1, 700)));
-        let greeted =
-            json!({"host": gateway.lab.server_address(V4).to_string(), "steps": [reply()]});
         // What comes too late each time is not late because the machine is busy.
         let is_in_time = (0..3).any(|_| {
             signal(&gateway.daemon, "STOP");
             let stopped = Instant::now();
             thread::sleep(DEADLINE + Duration::from_millis(500));
-            let client = scripted_client(&gateway.lab.client, &greeted);
+            let client = talk(&gateway.lab, reply());
             let took = stopped.elapsed();
-            println!("greeted {took:?} after the stop: {:?}", client.error);
             thread::sleep(moment(round + 3, 700));
             signal(&gateway.daemon, "CONT");
             wait_for("word of it", || gateway.daemon.log().contains("did not run for"));
@@ -117,29 +109,20 @@ fn ftp_goes_on_unadjusted_after_a_daemon_ended_for_good() {
     for (backend, end) in ["nftables", "conntrack"].into_iter().zip(ends) {
         let mut gateway = gateway_with(Topology::Masquerade, &back_end(backend));
         let _server = Server::start(ServerKind::Proftpd, &gateway.lab.server).unwrap();
-        let gate = || gate();
-        let after = |steps: Vec<Value>| [login(), steps].concat();
-        let adjusted = after(vec![say("EPRT |1|192.168.150.80|40000|"), reply(), gate()]);
-        let plain = after(vec![gate(), say("NOOP"), reply(), say("EPSV"), reply()]);
-        let [adjusted, plain] = [adjusted, plain].map(|steps| hold(&gateway.lab, steps));
+        let adjusted = (login(), ask("EPRT |1|192.168.150.80|40000|"), gate());
+        let _adjusted = hold(&gateway.lab, adjusted);
+        let plain = hold(&gateway.lab, (login(), gate(), ask("NOOP"), ask("EPSV")));
         end(&mut gateway.daemon);
         let table = gateway.lab.gateway.run("nft", &["list", "table", "inet", "ftp_alg"]).unwrap();
         assert!(table.status.success(), "the table stays for what is adjusted");
         thread::sleep(DEADLINE + Duration::from_millis(500));
-        let said = [
-            ("plain", plain.release()),
-            ("new", {
-                let steps = after(vec![say("NOOP"), reply()]);
-                talk(&gateway.lab, steps)
-            }),
-        ];
-        for (name, session) in said {
-            assert_eq!(session.error, None, "{backend}: {name}: {session:?}");
+        let new = || talk(&gateway.lab, (login(), ask("NOOP")));
+        for (name, session) in [("plain", plain.release()), ("new", new())] {
+            let session = session.ok_in(format!("{backend}: {name}"));
             let limit = scaled_timeout(Duration::from_secs(3)).as_secs_f64() * 1000.0;
             let slow = session.steps.iter().filter(|(got, ms)| got != "gate" && *ms > limit);
             assert!(slow.count() <= 1, "{name}: {session:?}");
         }
-        drop(adjusted);
     }
 }
 
@@ -167,17 +150,11 @@ fn a_connection_lives_if_the_daemon_is_stopped_in_the_middle_of_a_decision() {
     gdb.args(["-q", "-batch", "-p", &gateway.daemon.id().to_string(), "-x"]).arg(&script);
     let mut gdb = gateway.lab.gateway.start(gdb, "gdb").unwrap();
     wait_for("gdb", || gdb.log().contains("Breakpoint 1 at"));
-    let mut steps = login();
-    steps.extend([say("EPRT |1|192.168.150.80|40000|"), reply(), json!({"sleep": 4.0})]);
-    for _ in 0..3 {
-        steps.extend([say("NOOP"), reply()]);
-    }
-    let host = gateway.lab.server_address(V4).to_string();
-    let client = json!({"host": host, "timeout": 30, "steps": steps});
-    let session = scripted_client(&gateway.lab.client, &client);
+    let announced = ask("EPRT |1|192.168.150.80|40000|");
+    let steps = (login(), announced, json!({"sleep": 4.0}), vec![ask("NOOP"); 3]);
+    let session = talk(&gateway.lab, steps).ok();
     wait_for("the end of gdb", || gdb.exit_status().is_some());
     assert!(gdb.log().contains("hit Breakpoint 1"), "{}", gdb.log());
-    assert_eq!(session.error, None, "{session:?}");
     let said = |(got, _): &&(String, f64)| got.starts_with("200 NOOP");
     assert_eq!(session.steps.iter().filter(said).count(), 3, "{session:?}");
 }

@@ -35,10 +35,6 @@ impl Gateway {
     }
 }
 
-fn announcement() -> Vec<Value> {
-    ask(PORT)
-}
-
 fn list() -> Vec<Value> {
     port_transfer().split_off(2)
 }
@@ -69,7 +65,7 @@ fn adjusted_connections_go_on_after_a_crash_and_after_a_stop() {
 fn unadjusted_sessions_are_known_again_too_without_their_table() {
     for how in [End::Kill, End::Stop] {
         let (mut gateway, _server) = served(Topology::Routed, "", json!({}));
-        let client = gateway.client(&[vec![gate()], announcement(), list()]);
+        let client = gateway.client(&[vec![gate()], ask(PORT), list()]);
         gateway.end(how);
         // As a firewall does that is loaded meanwhile; a clean stop has removed it already.
         let _ = gateway.lab.gateway.nft("delete table inet ftp_alg");
@@ -84,7 +80,7 @@ fn what_was_said_while_the_daemon_was_down_opens_nothing_later() {
     let (mut gateway, server) = served(Topology::Routed, "", json!({}));
     // What is not seen is a REIN: the login does not count any more.
     let gate = || vec![gate()];
-    let mut client = gateway.client(&[gate(), ask("REIN"), gate(), announcement()]);
+    let mut client = gateway.client(&[gate(), ask("REIN"), gate(), ask(PORT)]);
     gateway.end(End::Kill);
     // Up to the heartbeat's deadline the kernel drops it.
     client.open_gate();
@@ -100,7 +96,7 @@ fn a_pinhole_outlives_the_daemon_and_is_used_once() {
     for backend in ["nftables", "conntrack"] {
         let configuration = back_end(backend);
         let (mut gateway, server) = served(Topology::Masquerade, &configuration, json!({}));
-        let client = gateway.client(&[announcement(), vec![gate()], list()]);
+        let client = gateway.client(&[ask(PORT), vec![gate()], list()]);
         let (address, port) = host_port(server.lines().last().unwrap());
         let before = gateway.daemon.pinholes().unwrap();
         gateway.end(End::Kill);
@@ -122,7 +118,7 @@ fn a_pinhole_outlives_the_daemon_and_is_used_once() {
 #[test]
 fn a_table_of_other_rules_is_replaced_and_its_pinholes_stay() {
     let (mut gateway, _server) = served(Topology::Masquerade, "", json!({}));
-    let client = gateway.client(&[announcement(), vec![gate()], list(), announcement(), list()]);
+    let client = gateway.client(&[ask(PORT), vec![gate()], list(), ask(PORT), list()]);
     let host = gateway.lab.gateway.clone();
     let table = || {
         let listed =
@@ -169,7 +165,7 @@ fn pinholes_that_the_next_configuration_forbids_are_closed() {
     for (backend, end) in [("nftables", End::Stop), ("conntrack", End::Kill)] {
         let configuration = back_end(backend);
         let (mut gateway, server) = served(Topology::Masquerade, &configuration, json!({}));
-        let _client = gateway.client(&[announcement(), vec![gate()], list()]);
+        let _client = gateway.client(&[ask(PORT), vec![gate()], list()]);
         let (address, port) = host_port(server.lines().last().unwrap());
         assert_eq!(gateway.daemon.open_pinholes().unwrap().len(), 1, "{backend}");
         gateway.end(end);
@@ -196,7 +192,7 @@ fn state_that_is_damaged_or_foreign_is_refused_and_the_start_is_clean() {
     ];
     for (what, words, damage) in cases {
         let (mut gateway, _server) = served(Topology::Masquerade, ONE, json!({}));
-        let client = gateway.client(&[announcement(), list(), vec![gate()]]);
+        let client = gateway.client(&[ask(PORT), list(), vec![gate()]]);
         gateway.end(End::Kill);
         let path = gateway.state(journal);
         let mut content = fs::read(&path).unwrap();
@@ -211,7 +207,7 @@ fn state_that_is_damaged_or_foreign_is_refused_and_the_start_is_clean() {
         assert!(known.iter().all(|session| session["state"] == "picked-up"), "{what}: {known:?}");
         drop(client);
         // What is new works.
-        let second = gateway.client(&[vec![gate()], announcement(), list()]).release();
+        let second = gateway.client(&[vec![gate()], ask(PORT), list()]).release();
         assert_eq!(second.error, None, "{what}");
     }
 }
