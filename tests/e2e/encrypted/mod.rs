@@ -119,9 +119,16 @@ impl Scene {
         gated_client(host, plan)
     }
 
-    /// The ports of [`knocked_ports`] at which the server answers `host`.
+    /// The passive ports, their neighbours and a few others: those at which the server answers `host`.
     fn answers(&self, host: &Host, source: &str) -> Vec<u16> {
-        answers(host, &self.lab().server_address(V4).to_string(), source)
+        let knocked = (PORTS.start() - 1..=PORTS.end() + 1).chain([20, 22, 1024, 40000, 60000]);
+        let ports: Vec<String> = knocked.map(|port| port.to_string()).collect();
+        let target = self.lab().server_address(V4).to_string();
+        let mut arguments = vec![&*target, source];
+        arguments.extend(ports.iter().map(String::as_str));
+        let answered = python(host, "knock.py", include_bytes!("knock.py"), &arguments);
+        let ports: BTreeSet<u16> = answered.lines().map(|line| line.parse().unwrap()).collect();
+        ports.into_iter().collect()
     }
 
     /// The server's passive ports are open to the client, and to nobody else.
@@ -145,21 +152,6 @@ impl Scene {
         self.gateway.daemon.wait_for_no_pinholes(Duration::from_secs(10)).unwrap();
         self.assert_closed(case);
     }
-}
-
-/// The passive ports, their neighbours, and a few others.
-fn knocked_ports() -> impl Iterator<Item = u16> {
-    (PORTS.start() - 1..=PORTS.end() + 1).chain([20, 22, 1024, 40000, 60000])
-}
-
-/// The ports of [`knocked_ports`] at which `target` answers `host`.
-fn answers(host: &Host, target: &str, source: &str) -> Vec<u16> {
-    let ports: Vec<String> = knocked_ports().map(|port| port.to_string()).collect();
-    let mut arguments = vec![target, source];
-    arguments.extend(ports.iter().map(String::as_str));
-    let answered = python(host, "knock.py", include_bytes!("knock.py"), &arguments);
-    let ports: BTreeSet<u16> = answered.lines().map(|line| line.parse().unwrap()).collect();
-    ports.into_iter().collect()
 }
 
 /// Steps that request a file of the server, and begin to receive it.

@@ -10,15 +10,11 @@ struct Running {
 }
 
 impl Running {
-    fn new(topology: Topology, program: impl FnOnce(&Lab) -> PathBuf) -> Self {
-        let mut scene = Scene::new(topology, ServerKind::Vsftpd, ClientTls::Explicit);
-        let program = program(scene.lab());
-        if program != executable() {
-            scene.gateway.daemon.stop().unwrap();
-            let configuration = configuration(scene.lab(), "nftables");
-            let daemon = Daemon::start(&program, &scene.lab().gateway, &configuration).unwrap();
-            scene.gateway.daemon = daemon;
-        }
+    fn new(topology: Topology) -> Self {
+        Self::within(Scene::new(topology, ServerKind::Vsftpd, ClientTls::Explicit))
+    }
+
+    fn within(scene: Scene) -> Self {
         let body = large_file();
         scene.server.put("large", &body).unwrap();
         let sum = checksum(&scene.lab().gateway, &body);
@@ -46,7 +42,7 @@ impl Running {
 #[test]
 fn the_ports_stay_open_over_a_crash_and_over_a_restart() {
     for (topology, crashes) in [(Topology::Masquerade, true), (Topology::PublishedServer, false)] {
-        let mut running = Running::new(topology, |_| executable());
+        let mut running = Running::new(topology);
         let gateway = &mut running.scene.gateway;
         let configuration = configuration(&gateway.lab, "nftables");
         if crashes {
@@ -61,7 +57,7 @@ fn the_ports_stay_open_over_a_crash_and_over_a_restart() {
 
 #[test]
 fn the_ports_are_closed_by_a_restart_that_knows_no_session() {
-    let mut running = Running::new(Topology::Masquerade, |_| executable());
+    let mut running = Running::new(Topology::Masquerade);
     let gateway = &mut running.scene.gateway;
     gateway.daemon.kill();
     let state = gateway.daemon.socket().with_file_name("state");
@@ -81,7 +77,7 @@ fn the_ports_are_closed_by_a_restart_that_knows_no_session() {
 /// Conntrack keeps the entry of such a control connection for two minutes.
 #[test]
 fn a_session_that_ended_while_nobody_ran_opens_nothing_again() {
-    let mut running = Running::new(Topology::Masquerade, |_| executable());
+    let mut running = Running::new(Topology::Masquerade);
     let gateway = &mut running.scene.gateway;
     gateway.daemon.kill();
     // Packets pass unread as soon as there is no heartbeat.
@@ -101,11 +97,11 @@ fn a_session_that_ended_while_nobody_ran_opens_nothing_again() {
 
 #[test]
 fn a_crash_without_a_restart_leaves_the_ports_open_to_the_client_alone() {
-    let mut running = Running::new(Topology::PublishedServer, |_| executable());
+    let mut running = Running::new(Topology::PublishedServer);
     running.scene.gateway.daemon.kill();
     running.scene.assert_open("nobody runs");
-    let elements = ["list", "map", "inet", "ftp_alg", "encrypted4"];
-    let listed = running.scene.lab().gateway.run("nft", &elements).unwrap().stdout_text();
+    let list = "nft list map inet ftp_alg encrypted4";
+    let listed = running.scene.lab().gateway.shell(list).unwrap().stdout_text();
     assert!(listed.contains("expires"), "{listed}");
 }
 
@@ -113,8 +109,7 @@ fn a_crash_without_a_restart_leaves_the_ports_open_to_the_client_alone() {
 fn a_reload_without_the_key_closes_the_ports_and_ends_no_transfer() {
     for restarts in [false, true] {
         let case = format!("restarts: {restarts}");
-        let Running { mut scene, mut client, sum } =
-            Running::new(Topology::PublishedServer, |_| executable());
+        let Running { mut scene, mut client, sum } = Running::new(Topology::PublishedServer);
         let without = scene.lab().configuration("nftables");
         if restarts {
             scene.gateway.daemon.kill();
@@ -139,11 +134,15 @@ fn a_reload_without_the_key_closes_the_ports_and_ends_no_transfer() {
 fn the_ports_stay_open_over_a_reload_of_the_firewall() {
     for (topology, has_owner) in [(Topology::Masquerade, true), (Topology::PublishedServer, false)]
     {
-        let program = |lab: &Lab| match has_owner {
-            true => executable(),
-            false => executable_without_owner(lab),
-        };
-        let running = Running::new(topology, program);
+        let mut scene = Scene::new(topology, ServerKind::Vsftpd, ClientTls::Explicit);
+        if !has_owner {
+            scene.gateway.daemon.stop().unwrap();
+            let program = executable_without_owner(scene.lab());
+            let configuration = configuration(scene.lab(), "nftables");
+            scene.gateway.daemon =
+                Daemon::start(&program, &scene.lab().gateway, &configuration).unwrap();
+        }
+        let running = Running::within(scene);
         let lab = running.scene.lab();
         let listed = lab.gateway.ruleset().unwrap();
         // The operator's tables, without ours.

@@ -24,15 +24,13 @@ fn watch_arrivals(host: &Host) {
 
 /// The ports at which SYNs have arrived since the last call.
 fn arrivals(host: &Host) -> Vec<u16> {
-    let listed = host.run("nft", &["-j", "list", "set", "inet", "seen", "ports"]).unwrap();
+    let listed = host.run("nft", &["-nj", "list", "set", "inet", "seen", "ports"]).unwrap();
     host.nft("flush set inet seen ports").unwrap();
     let listed: Value = serde_json::from_str(&listed.stdout_text()).unwrap();
-    let elements = listed["nftables"].as_array().unwrap().iter();
-    let elements = elements.filter_map(|object| object["set"]["elem"].as_array());
-    let mut ports: Vec<u16> =
-        elements.flatten().map(|port| port.as_u64().unwrap().try_into().unwrap()).collect();
-    ports.sort_unstable();
-    ports
+    let elements = listed["nftables"][1]["set"]["elem"].as_array();
+    let number = |port: &Value| u16::try_from(port.as_u64().unwrap()).unwrap();
+    let ports: BTreeSet<u16> = elements.into_iter().flatten().map(number).collect();
+    ports.into_iter().collect()
 }
 
 /// From whatever it sends, the server gets nothing but what the operator and the session allow.
@@ -135,22 +133,15 @@ fn a_syn_without_an_answer_passes_no_more_behind_the_end() {
             chain deaf { type filter hook input priority 0; tcp dport 50000 drop; }
         }";
         lab.server.nft(deaf).unwrap();
-        let knock = || {
-            let dialled = lab.server_address(V4);
-            let script = format!(
-                "import socket
+        let script = format!(
+            "import socket
 one = socket.socket()
 one.bind((\"\", 40123)), one.settimeout(0.7)
-print(one.connect_ex((\"{dialled}\", 50000)))"
-            );
-            lab.client.run("python3", &["-c", &script]).unwrap().stdout_text()
-        };
-        let mut python = lab.server.command("python3");
-        let listen =
-            "import socket, time; s = socket.create_server((\"\", 50000)); time.sleep(600)";
-        python.args(["-c", listen]);
-        let _listener = lab.server.start(python, "listener").unwrap();
-        lab.server.wait_for_port(50000, Duration::from_secs(60)).unwrap();
+print(one.connect_ex((\"{}\", 50000)))",
+            lab.server_address(V4)
+        );
+        let knock = || lab.client.run("python3", &["-c", &script]).unwrap().stdout_text();
+        hold_connections(&lab.server);
         let client = scene.client(V4, gate());
         assert_eq!(knock(), "11\n", "nobody answers");
         drop(client);
