@@ -4,15 +4,6 @@ use std::os::unix::net::UnixDatagram;
 
 use crate::common::*;
 
-fn assert_narrow(text: &str) {
-    let wide: Vec<&str> = text.lines().filter(|line| line.chars().count() > 80).collect();
-    assert!(wide.is_empty(), "more than 80 columns:\n{}", wide.join("\n"));
-}
-
-fn output(gateway: &Gateway, command: &str) -> String {
-    gateway.daemon.ask(&[command]).unwrap().success().unwrap().stdout_text()
-}
-
 #[test]
 fn external_endpoints_are_shown_before_anything_is_announced() {
     for (topology, end) in [
@@ -28,11 +19,6 @@ fn external_endpoints_are_shown_before_anything_is_announced() {
             let (own, external) = (&session[side], &session[&*format!("{side}_external")]);
             assert_eq!(own != external, side == end, "{topology} {side}: {session}");
         }
-        assert_narrow(&output(&gateway, "sessions"));
-        let number = session["id"].as_u64().unwrap().to_string();
-        let detail = gateway.daemon.ask(&["sessions", "--session", &number]).unwrap();
-        let text = detail.success().unwrap().stdout_text();
-        assert_eq!(text.contains(" sees as"), !end.is_empty(), "{text}");
         assert_eq!(client.release().error, None);
     }
 }
@@ -49,15 +35,11 @@ fn a_port_that_was_open_is_found_among_the_events() {
     let said = |words: &[&str]| gateway.daemon.ask(words).unwrap().success().unwrap();
     let hint = "no pinholes\nused ones: ftp-alg events --port 3762\n";
     assert_eq!(said(&["pinholes", "--port", "3762"]).stdout_text(), hint);
-    assert_eq!(said(&["pinholes", "--port", "3762", "--json"]).stdout_text(), "[]\n");
     let found = said(&["events", "--port", "3762", "--since", "1 hour ago"]);
     let (shown, note) = (found.stdout_text(), found.stderr_text());
     assert!(shown.contains("10.9.8.7:3762") && shown.lines().count() == 1, "{shown}");
     assert!(note.starts_with("ftp-alg: stored events begin at 20"), "{note}");
-    let others = said(&["events", "--port", "3763"]);
-    assert_eq!((others.stdout_text(), others.stderr_text()), (String::new(), String::new()));
-    let future = gateway.daemon.ask(&["events", "--since", "2999-01-01"]).unwrap();
-    assert_fails(&future, 2, "; see `ftp-alg events --help`");
+    assert_eq!(said(&["events", "--port", "3763"]).stdout_text(), "");
 }
 
 /// A transfer is stored when all is known of it, so behind events that came after its end.
@@ -69,20 +51,11 @@ fn events_are_shown_oldest_first() {
     talk(&gateway.lab, (login(), vec![passive_transfer("PASV"); 5])).ok();
     wait_for("the transfers", || gateway.events("transfer").len() == 5);
     wait_for("the end", || gateway.events("session-ended").len() == 1);
-    let is_in_order = |gateway: &Gateway| {
-        let mut ids = Vec::new();
-        for options in [&["events"][..], &["events", "--json"], &["events", "--user", "lab"]] {
-            let shown = gateway.daemon.ask(options).unwrap().success().unwrap().stdout_text();
-            let time = |line: &str| json!({"time": line.split_once(' ').unwrap().0});
-            let event = |line: &str| serde_json::from_str(line).unwrap_or_else(|_| time(line));
-            let events: Vec<Value> = shown.lines().map(event).collect();
-            assert!(events.len() > 11, "{options:?}: {shown}");
-            assert!(events.is_sorted_by_key(|event| event["time"].to_string()), "{shown}");
-            ids.extend(events.iter().filter_map(|event| event["id"].as_u64()));
-        }
-        assert!(!ids.is_sorted(), "none was stored behind a later one");
-    };
-    is_in_order(&gateway);
+    let shown = gateway.daemon.ask(&["events", "--json"]).unwrap().success().unwrap();
+    let events: Vec<_> = shown.stdout_text().lines().map(event_of).collect();
+    assert!(events.is_sorted_by_key(|event| event["time"].to_string()), "{events:?}");
+    let ids: Vec<_> = events.iter().map(|event| event["id"].as_u64()).collect();
+    assert!(!ids.is_sorted(), "none was stored behind a later one");
 }
 
 #[test]
@@ -101,15 +74,6 @@ fn the_log_level_changes_while_the_daemon_runs() {
     refused(&gateway);
     wait_for("the line after that", || refusals() > 1);
     assert_eq!(refusals(), 2, "{}", gateway.daemon.log());
-    assert!(gateway.daemon.log().contains("log level changed: debug, error before"));
-    // Lines begin with a time of RFC 3339 where standard error is a file.
-    let log = gateway.daemon.log();
-    for line in log.lines() {
-        let form: String =
-            line.chars().take(27).map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
-        assert_eq!(form, "0000-00-00T00:00:00.000000Z", "{line}");
-        assert!(!line.contains('\u{1b}'), "{line}");
-    }
 }
 
 /// The program, with a journal for its standard error, whose socket is in `directory`.
@@ -144,28 +108,14 @@ fn a_confined_daemon_logs_to_journald_with_fields_and_without_it_to_standard_err
     let _server = scripted_server(&gateway.lab.server, &json!({}));
     refused(&gateway);
     let mut datagram = [0; 4096];
-    let mut next = || {
-        let length = journal.recv(&mut datagram).unwrap();
-        String::from_utf8(datagram[..length].to_vec()).unwrap()
-    };
     let refusal = loop {
-        let entry = next();
-        assert!(entry.contains("\nSYSLOG_IDENTIFIER=ftp-alg\nMESSAGE="), "{entry}");
+        let length = journal.recv(&mut datagram).unwrap();
+        let entry = String::from_utf8(datagram[..length].to_vec()).unwrap();
         if entry.contains("refuse PORT") {
             break entry;
         }
     };
-    for line in [
-        "PRIORITY=4",
-        "FTP_ALG_EVENT=refusal",
-        "FTP_ALG_SESSION=1",
-        "FTP_ALG_ACTION=refuse",
-        "FTP_ALG_KIND=PORT",
-        "FTP_ALG_ANNOUNCED=10.9.8.7:3762",
-    ] {
-        assert!(refusal.lines().any(|other| other == line), "{line}: {refusal}");
-    }
-    assert!(refusal.contains("\nFTP_ALG_CLIENT=192.168.150.80:"), "{refusal}");
+    assert!(refusal.contains("\nFTP_ALG_ANNOUNCED=10.9.8.7:3762\n"), "{refusal}");
     assert!(!gateway.daemon.log().contains("refuse"), "{}", gateway.daemon.log());
     drop(journal);
     refused(&gateway);

@@ -2,11 +2,10 @@
 
 use std::{
     io::{BufRead as _, BufReader, Write as _},
-    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
-use crate::common::*;
+use crate::{common::*, health::warnings};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_ftp-alg");
 
@@ -26,8 +25,15 @@ fn found(gateway: &Gateway, file: &Path, options: &[&str]) -> String {
     output.stdout_text()
 }
 
+/// Uploads a file of 5 bytes.
 fn upload(gateway: &Gateway, server: &Server, name: &str) {
     curl(&gateway.lab, server, Mode::Passive).upload(name, b"12345").unwrap();
+}
+
+/// Waits until `file` has the upload `name`.
+fn wait_for_upload(gateway: &Gateway, file: &Path, name: &str) {
+    let path = format!("/{name} 5 B in ");
+    wait_for(name, || found(gateway, file, &["--verb", "STOR"]).contains(&path));
 }
 
 #[test]
@@ -36,9 +42,7 @@ fn the_file_has_every_event_over_a_restart_and_a_kill() {
     let server = Server::start(ServerKind::Vsftpd, &gateway.lab.server).unwrap();
     for name in ["first", "second", "third"] {
         upload(&gateway, &server, name);
-        let is_written =
-            || found(&gateway, &file, &["--verb", "STOR"]).contains(&format!("/{name} "));
-        wait_for(name, is_written);
+        wait_for_upload(&gateway, &file, name);
         match name {
             "first" => drop(gateway.daemon.stop().unwrap()),
             _ => gateway.daemon.kill(),
@@ -52,35 +56,22 @@ fn the_file_has_every_event_over_a_restart_and_a_kill() {
     let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let of_sessions: Vec<_> = lines.iter().filter(|line| line["session"].is_u64()).collect();
     assert!(of_sessions.len() >= 12, "{text}");
-    let ids: Vec<_> = of_sessions.iter().map(|line| line["id"].as_u64().unwrap()).collect();
-    assert!(ids.is_sorted(), "{text}");
-    let sessions: Vec<_> =
-        of_sessions.iter().map(|line| line["session"].as_u64().unwrap()).collect();
-    assert_eq!(sessions.last(), Some(&3), "numbers go on: {text}");
+    assert!(of_sessions.is_sorted_by_key(|line| line["id"].as_u64()), "{text}");
+    assert_eq!(of_sessions.last().unwrap()["session"], 3, "numbers go on: {text}");
     text.lines().filter(|line| line.contains("\"session\":")).for_each(|line| drop(event_of(line)));
     // Who opened the port, and who used it.
     let opened = of_sessions.iter().find(|line| line["event"] == "announcement").unwrap();
     let arrival = opened["arrival"].as_str().unwrap();
     let of_port = found(&gateway, &file, &["--port", arrival]);
     assert!(of_port.contains("open PASV") && of_port.contains("/first 5 B in "), "{of_port}");
-    let transfer = of_sessions.iter().find(|line| line["event"] == "transfer").unwrap();
-    assert_eq!(transfer["arrival"], arrival, "{transfer}");
-    assert!(transfer["initiator_port"].is_u64(), "{transfer}");
     for (options, count) in [
-        (&["--direction", "up"][..], 3),
-        (&["--direction", "down"], 0),
-        (&["--verb", "stor", "--since", opened["time"].as_str().unwrap()], 3),
+        (&["--verb", "stor", "--since", opened["time"].as_str().unwrap()][..], 3),
         (&["--until", "yesterday"], 0),
         (&["--failed"], 0),
         (&["--kind", "stopped"], 1),
-        (&["--session", "2", "--kind", "transfer"], 1),
     ] {
         assert_eq!(found(&gateway, &file, options).lines().count(), count, "{options:?}\n{text}");
     }
-    // As `zcat FILE.gz | ftp-alg events -`.
-    let line = format!("gzip -c {0:?} | zcat | {1:?} events - --verb STOR", file, executable());
-    let piped = gateway.lab.gateway.run("sh", &["-c", &line]).unwrap().stdout_text();
-    assert_eq!(piped, found(&gateway, &file, &["--verb", "STOR"]));
 }
 
 #[test]
@@ -102,12 +93,12 @@ fn a_file_of_events_that_is_gone_is_made_again() {
     let server = Server::start(ServerKind::Vsftpd, &gateway.lab.server).unwrap();
     let old = file.with_extension("json.1");
     upload(&gateway, &server, "before");
-    wait_for("the first", || found(&gateway, &file, &["--kind", "transfer"]).contains("/before "));
+    wait_for_upload(&gateway, &file, "before");
     fs::rename(&file, &old).unwrap();
     signal(&gateway.daemon, "HUP");
     wait_for("the new file", || file.exists());
     upload(&gateway, &server, "after");
-    wait_for("the second", || found(&gateway, &file, &["--kind", "transfer"]).contains("/after "));
+    wait_for_upload(&gateway, &file, "after");
     let both = found(&gateway, &old, &[file.to_str().unwrap(), "--verb", "STOR"]);
     assert!(both.find("/before ") < both.find("/after "), "{both}");
 
@@ -126,26 +117,16 @@ fn what_was_open_in_a_span_is_found() {
     let (gateway, file, _) = gateway_with_file();
     let server = Server::start(ServerKind::Vsftpd, &gateway.lab.server).unwrap();
     upload(&gateway, &server, "moved");
-    wait_for("the transfer", || found(&gateway, &file, &["--verb", "STOR"]).contains("/moved "));
-    let steps = (login_as(server.login()), vec![say("PASV"), reply(), gate()]);
-    let held = hold(&gateway.lab, steps);
-    wait_for("the pinhole", || {
-        found(&gateway, &file, &["--kind", "announcement"]).lines().count() == 2
-    });
+    wait_for_upload(&gateway, &file, "moved");
+    let held = hold(&gateway.lab, (login_as(server.login()), ask("PASV"), gate()));
+    let announced = || found(&gateway, &file, &["--kind", "announcement"]).lines().count();
+    wait_for("the pinhole", || announced() == 2);
     let text = found(&gateway, &file, &["--open"]);
     let [moved, waits] = &text.lines().collect::<Vec<_>>()[..] else { panic!("{text}") };
-    let user = server.login().0;
-    assert!(
-        moved.contains(&format!(" #1 {user}@192.168.150.80 PASV: 192.168.150.80 to ")),
-        "{text}"
-    );
-    assert!(
-        moved.contains("/moved 5 B in ") && waits.contains("no event says that it was closed"),
-        "{text}"
-    );
-    let row: Value =
-        serde_json::from_str(found(&gateway, &file, &["--open", "--json"]).lines().next().unwrap())
-            .unwrap();
+    assert!(moved.contains("/moved 5 B in "), "{text}");
+    assert!(waits.contains("no event says that it was closed"), "{text}");
+    let rows = found(&gateway, &file, &["--open", "--json"]);
+    let row: Value = serde_json::from_str(rows.lines().next().unwrap()).unwrap();
     let (opened, closed) = (row["opened"].as_str().unwrap(), row["closed"].as_str().unwrap());
     assert!(opened <= closed && row["arrival"] == row["target"], "{row}");
     let arrival = row["arrival"].as_str().unwrap();
@@ -154,8 +135,6 @@ fn what_was_open_in_a_span_is_found() {
         (&["--open", "--since", closed][..], 2),
         (&["--open", "--until", closed, "--port", arrival], 1),
         (&["--open", "--until", opened], 0),
-        (&["--open", "--client", "192.168.150.0/24"], 2),
-        (&["--open", "--session", "9"], 0),
     ] {
         assert_eq!(found(&gateway, &file, options).lines().count(), count, "{options:?}\n{text}");
     }
@@ -173,11 +152,7 @@ fn a_full_disk_costs_events_of_the_file_alone() {
     wait_for("the count", || {
         gateway.daemon.status().unwrap()["events_unwritten"].as_u64() > Some(3)
     });
-    let has_warning = || {
-        let status = gateway.daemon.status().unwrap();
-        status["warnings"].as_array().unwrap().iter().any(|one| one["name"] == "event-file")
-    };
-    wait_for("the warning", has_warning);
+    wait_for("the warning", || warnings(&gateway.daemon, "status") == ["event-file"]);
     wait_for("the event", || gateway.events("transfer").len() == 1);
     let count =
         || gateway.daemon.log().matches("warning event-file: log.events: /dev/full: ").count();
@@ -196,13 +171,11 @@ fn a_pipe_is_read_while_it_is_written() {
         .unwrap();
     let mut pipe = events.stdin.take().unwrap();
     let mut printed = BufReader::new(events.stdout.take().unwrap());
-    for (nth, second) in [2, 1, 5].into_iter().enumerate() {
-        let time = format!("2026-11-30T10:00:0{second}.000000Z");
-        let event = json!({"time": time, "event": "ready", "text": format!("{nth}")});
-        writeln!(pipe, "{event}").unwrap();
+    for text in ["first", "second"] {
+        writeln!(pipe, "{}", json!({"time": "T", "event": "ready", "text": text})).unwrap();
         let mut line = String::new();
         printed.read_line(&mut line).unwrap();
-        assert_eq!(line, format!("{time} {nth}\n"));
+        assert_eq!(line, format!("T {text}\n"));
     }
     drop(pipe);
     assert!(events.wait().unwrap().success());
@@ -229,8 +202,6 @@ fn what_is_no_file_of_events_has_a_clear_error() {
         let output = Command::new(PROGRAM).arg("events").arg(&file).args(options).output().unwrap();
         let error = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(code), "{said}: {error}");
-        // A whole line is the last one.
-        let is_said = if said.ends_with('\n') { str::ends_with } else { str::contains };
-        assert!(is_said(&error, said), "{said}: {error}");
+        assert!(error.contains(said), "{said}: {error}");
     }
 }
