@@ -41,14 +41,24 @@ impl Try {
         self.with(&Value::Null)
     }
 
-    fn remedy(&self, name: &str) -> String {
+    /// What is said of a step.
+    fn of(&self, name: &str, field: &str) -> String {
         let step = self.steps.iter().find(|step| step["step"] == name);
-        step.unwrap_or_else(|| panic!("no {name}: {}", self.text))["remedy"].to_string()
+        let value = &step.unwrap_or_else(|| panic!("no {name}: {}", self.text))[field];
+        value.as_str().map_or_else(|| value.to_string(), str::to_owned)
     }
 
-    fn says(&self, name: &str) -> &str {
-        let step = self.steps.iter().find(|step| step["step"] == name);
-        step.unwrap_or_else(|| panic!("no {name}: {}", self.text))["says"].as_str().unwrap()
+    /// Asserts that the text of a step has all of `parts`.
+    #[track_caller]
+    fn assert_says(&self, name: &str, parts: &[&str]) {
+        let says = self.of(name, "says");
+        assert!(parts.iter().all(|part| says.contains(part)), "{parts:?}: {says}");
+    }
+
+    #[track_caller]
+    fn assert_remedy(&self, name: &str, part: &str) {
+        let remedy = self.of(name, "remedy");
+        assert!(remedy.contains(part), "{part}: {remedy}");
     }
 }
 
@@ -60,17 +70,6 @@ fn url(lab: &Lab, server: Option<&Server>, family: Family) -> String {
             format!("ftp://{user}:{password}@{endpoint}")
         }
         _ => format!("ftp://{endpoint}"),
-    }
-}
-
-/// Whether a text is as the pattern says. With `*` at an end, the text may have more there.
-fn is_like(text: &str, pattern: &str) -> bool {
-    let words = pattern.trim_matches('*');
-    match (pattern.starts_with('*'), pattern.ends_with('*')) {
-        (true, true) => text.contains(words),
-        (true, false) => text.ends_with(words),
-        (false, true) => text.starts_with(words),
-        (false, false) => text == words,
     }
 }
 
@@ -96,43 +95,35 @@ fn all_modes_work_through_masquerade_and_default_drop() {
 #[test]
 fn a_gateway_tries_for_itself() {
     let gateway = gateway(Topology::OnClient);
-    let server = Server::start(ServerKind::Vsftpd, &gateway.lab.server).unwrap();
-    let url = url(&gateway.lab, Some(&server), V4);
-    let socket = gateway.daemon.socket().display().to_string();
-    let tried = attempt(&gateway.lab.gateway, &url, &["--socket", &socket]);
-    assert_eq!(tried.failed(), [""; 0], "{}", tried.text);
-    // Its own rules are in the way; the daemon is there.
-    gateway.lab.gateway.shell("nft flush chain inet gateway output").unwrap();
-    let rules = "nft add rule inet gateway output ct state established accept
-        nft add rule inet gateway output tcp dport 21 accept";
-    gateway.lab.gateway.shell(rules).unwrap();
-    let tried = attempt(&gateway.lab.gateway, &url, &["--socket", &socket]);
-    assert_eq!(tried.failed(), ["EPSV", "PASV"], "{}", tried.text);
-    let says = tried.says("EPSV");
-    let end = "dropped on this machine by the policy of inet gateway output";
-    assert!(says.ends_with(end), "{says}");
-    let remedy = "nft add rule inet gateway output index 0 ct mark and 0x40000000 != 0 accept";
-    assert_eq!(tried.steps[4]["remedy"], json!([remedy]));
-}
-
-#[test]
-fn an_uninspected_control_port_is_reported() {
-    let (gateway, _server) = served(Topology::OnClient, "", json!({"port": 2121}));
     let lab = &gateway.lab;
-    lab.gateway.shell("nft insert rule inet gateway output tcp dport 2121 accept").unwrap();
+    let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
     let socket = gateway.daemon.socket().display().to_string();
-    let url = format!("ftp://{}:2121", server_address(lab));
-    let tried = attempt(&lab.gateway, &url, &["--socket", &socket]);
+    let url = url(lab, Some(&server), V4);
+    let attempt = |url: &str| attempt(&lab.gateway, url, &["--socket", &socket]);
+    let tried = attempt(&url);
+    assert_eq!(tried.failed(), [""; 0], "{}", tried.text);
+    // Its own rules are in the way; the daemon does not inspect this port.
+    lab.gateway.nft("insert rule inet gateway output tcp dport 2121 accept").unwrap();
+    let _uninspected = scripted_server(&lab.server, &json!({"port": 2121}));
+    let tried = attempt(&format!("ftp://{}:2121", server_address(lab)));
     assert_eq!(tried.failed(), MODES, "{}", tried.text);
-    let drops = |name, chain| {
-        let says = tried.says(name);
-        let end = format!("dropped on this machine by the policy of inet gateway {chain}");
-        assert!(says.ends_with(&end), "{says}");
-    };
-    drops("PASV", "output");
-    drops("PORT", "input");
-    let remedy = "add port 2121 to control-ports of ftp-alg on this machine";
-    assert_eq!(tried.steps[4]["remedy"], json!([remedy]));
+    let drops = "dropped on this machine by the policy of inet gateway ";
+    tried.assert_says("PASV", &[&format!("{drops}output")]);
+    tried.assert_says("PORT", &[&format!("{drops}input")]);
+    tried.assert_remedy("PASV", "add port 2121 to control-ports of ftp-alg on this machine");
+    // The daemon is there, and the rules forget its mark.
+    lab.gateway
+        .nft(
+            "flush chain inet gateway output
+             add rule inet gateway output ct state established accept
+             add rule inet gateway output tcp dport 21 accept",
+        )
+        .unwrap();
+    let tried = attempt(&url);
+    assert_eq!(tried.failed(), ["EPSV", "PASV"], "{}", tried.text);
+    tried.assert_says("EPSV", &[&format!("{drops}output")]);
+    let line = "nft add rule inet gateway output index 0 ct mark and 0x40000000 != 0 accept";
+    tried.assert_remedy("PASV", line);
 }
 
 #[test]
@@ -141,13 +132,10 @@ fn without_the_daemon_data_connections_fail_and_login_does_not() {
     let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
     let tried = attempt(&lab.client, &url(&lab, Some(&server), V4), &[]);
     assert_eq!(tried.failed(), MODES, "{}", tried.text);
-    let to = server_address(&lab);
-    let says = tried.says("EPSV");
-    let start = format!("reply 229, but the data connection failed: connection to {to}:");
-    assert!(says.starts_with(&start), "{says}");
-    assert!(says.ends_with("no answer to the SYN within 5 s"), "{says}");
-    assert!(tried.says("PORT").contains(" refused: 500 Illegal PORT command"), "{}", tried.text);
-    assert!(tried.steps[4]["remedy"][0].as_str().unwrap().contains("ftp-alg doctor"));
+    let to = format!("the data connection failed: connection to {}:", server_address(&lab));
+    tried.assert_says("EPSV", &[&to, "no answer to the SYN within 5 s"]);
+    tried.assert_says("PORT", &[" refused: 500 Illegal PORT command"]);
+    tried.assert_remedy("PASV", "ftp-alg doctor");
 }
 
 fn server_address(lab: &Lab) -> String {
@@ -166,21 +154,20 @@ fn what_is_in_the_way_of_a_control_connection_is_named() {
         (
             &lab.gateway,
             "nft insert rule inet gateway forward tcp dport 21 drop",
-            "*no answer to the SYN within 5 s*".to_owned(),
+            "no answer to the SYN within 5 s".to_owned(),
         ),
         (
             &lab.client,
             &format!("iptables-legacy {rule}"),
-            format!("*dropped on this machine by `{rule}` in iptables-legacy filter OUTPUT"),
+            format!("dropped on this machine by `{rule}` in iptables-legacy filter OUTPUT"),
         ),
-        (&lab.client, "ip route flush default", "*unreachable*".to_owned()),
+        (&lab.client, "ip route flush default", "unreachable".to_owned()),
     ] {
         host.shell(setting).unwrap();
         let tried = attempt(&lab.client, &url, &[]);
         assert_eq!((tried.failed(), tried.skipped()), (vec!["connect"], MODES.to_vec()));
-        let said = tried.says("connect");
-        assert!(is_like(said, &says), "{setting}: {said}");
-        assert_eq!(said.contains("on this machine"), says.contains(&rule), "{said}");
+        tried.assert_says("connect", &[&says]);
+        assert_eq!(tried.text.contains("on this machine"), says.contains(&rule), "{}", tried.text);
     }
 }
 
@@ -192,58 +179,38 @@ fn a_refused_login_is_reported_with_the_reply() {
     let url = format!("ftp://nobody:secret@{}", lab.server_endpoint(V4));
     let tried = attempt(&lab.client, &url, &[]);
     assert_eq!((tried.failed(), tried.skipped()), (vec!["login"], MODES.to_vec()));
-    assert!(tried.says("login").starts_with("530 "), "{}", tried.text);
+    tried.assert_says("login", &["530 "]);
     assert!(!tried.text.contains("secret"), "{}", tried.text);
     let refused = || gateway.events("login-refused");
     wait_for("the event", || !refused().is_empty());
     let [refused] = &refused()[..] else { panic!() };
     assert_eq!((&refused["user"], &refused["code"]), (&json!("nobody"), &json!(530)), "{refused}");
-    wait_for("its line", || gateway.daemon.log().contains("login refused"));
 }
 
-/// In JSON, and in a text that fits a terminal.
 #[test]
 fn what_a_server_says_wrongly_is_reported_and_never_used() {
     let lab = Lab::new(Topology::Routed).unwrap();
     lab.gateway.shell("nft flush ruleset").unwrap();
-    let (url, to) = (url(&lab, None, V4), server_address(&lab));
-    let attempt_with = |plan: Value| {
-        let _server = scripted_server(&lab.server, &plan);
-        let words = [&["doctor", "--try", &url], &NO_DAEMON[..]].concat();
-        let done = lab.client.try_run(executable(), &words).unwrap();
-        (attempt(&lab.client, &url, &[]), done)
+    let url = url(&lab, None, V4);
+    let attempt_with = |extra: Value| {
+        let _server = scripted_server(&lab.server, &json!({"extra": extra}));
+        attempt(&lab.client, &url, &[])
     };
     let foreign = "227 Entering Passive Mode (198,51,100,66,200,10)";
-    let no = "500 ".to_owned() + &"no and never ".repeat(50);
-    let (tried, done) = attempt_with(json!({"pasv_reply": foreign, "extra": {"EPRT": no}}));
+    let tried = attempt_with(json!({"PASV": foreign, "EPRT": "500 no"}));
     assert_eq!((tried.failed(), tried.skipped()), (vec!["PASV"], vec!["EPRT"]), "{}", tried.text);
-    let expected = format!(
-        "227 announces 198.51.100.66, not the address of the server; with the address of the server: \
-         connection refused by {to}:51210"
-    );
-    assert_eq!(tried.says("PASV"), expected);
-    let text = done.stdout_text();
-    assert_fails(&done, 1, "failed: PASV\n");
-    assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
-    assert!(text.contains("  FAILED   PASV      227 announces"), "{text}");
-    assert!(text.contains("  skipped  EPRT      not supported by the server: EPRT "), "{text}");
+    let dialled = format!("connection refused by {}:51210", server_address(&lab));
+    tried.assert_says("PASV", &["227 announces 198.51.100.66, not the address of", &dialled]);
 
-    let extra = json!({
+    let tried = attempt_with(json!({
         "EPSV": "229 Entering Extended Passive Mode (|||22|)",
         "PASV": "227 \u{1b}[2Jnothing",
-        "EPRT": "500 Unknown \u{7}command",
         "LIST": "425 Cannot",
-    });
-    let (tried, _) = attempt_with(json!({"extra": extra}));
+    }));
     assert_eq!(tried.failed(), MODES, "{}", tried.text);
-    for (mode, says) in [
-        ("EPSV", "announced port 22 is below 1024 and was not tried*"),
-        ("PASV", "*227 \\u{1b}[2Jnothing"),
-        ("EPRT", "* refused: 500 Unknown \\u{7}command"),
-        ("PORT", &format!("the server could not connect to {}:*", lab.client.address(V4))),
-    ] {
-        assert!(is_like(tried.says(mode), says), "{mode}: {}", tried.text);
-    }
+    tried.assert_says("EPSV", &["announced port 22 is below 1024 and was not tried"]);
+    tried.assert_says("PASV", &["227 \\u{1b}[2Jnothing"]);
+    tried.assert_says("PORT", &["the server could not connect to "]);
 }
 
 /// It was taken for the server's: "check the server's log", or "a gateway in between needs ftp-alg".
@@ -258,12 +225,10 @@ fn a_refusal_of_the_gateway_is_reported_with_its_setting() {
             served(Topology::PublishedServer, &configuration, json!({"passive_port": 20050}));
         let tried = attempt(&gateway.lab.client, &url(&gateway.lab, None, V4), &[]);
         assert_eq!(tried.failed(), MODES, "{}", tried.text);
-        for (at, mode) in MODES.into_iter().enumerate() {
-            let says = tried.says(mode);
-            assert!(says.starts_with("refused by an ftp-alg on the way: "), "{mode}: {says}");
-            assert!(says.ends_with(why), "{mode}: {says}");
-            let remedy = tried.steps[3 + at]["remedy"].to_string();
-            assert!(remedy.contains("on that gateway: ") && remedy.contains(advice));
+        for mode in MODES {
+            tried.assert_says(mode, &["refused by an ftp-alg on the way: ", why]);
+            tried.assert_remedy(mode, "on that gateway: ");
+            tried.assert_remedy(mode, advice);
         }
     }
 }
@@ -279,23 +244,6 @@ fn without_capabilities_everything_but_the_rules_is_reported() {
     assert!(said.contains("      run this as root "), "{said}");
 }
 
-/// vsftpd with TLS, whose data connections must resume the session, and `more` lines of configuration.
-fn tls_server(lab: &Lab, more: &str) -> Server {
-    let certificate = include_bytes!("../../src/cli/doctor/try_modes/test_certificate.pem");
-    let certificate = lab.server.write("certificate.pem", certificate).unwrap();
-    let configuration = format!(
-        "ssl_enable=YES\nallow_anon_ssl=YES\nrequire_ssl_reuse=YES\nforce_anon_logins_ssl=YES\n\
-         rsa_cert_file={}\n{more}",
-        certificate.display()
-    );
-    Server::start_with(ServerKind::Vsftpd, &lab.server, &configuration).unwrap()
-}
-
-/// A try of a server with a self-signed certificate.
-fn insecure(lab: &Lab, scheme: &str) -> Try {
-    attempt(&lab.client, &format!("{scheme}://{}", lab.server_endpoint(V4)), &["--insecure"])
-}
-
 #[test]
 fn encrypted_sessions_are_tried_in_each_mode() {
     for (scheme, more, steps) in [
@@ -304,16 +252,24 @@ fn encrypted_sessions_are_tried_in_each_mode() {
     ] {
         let lab = Lab::new(Topology::Routed).unwrap();
         lab.gateway.shell("nft flush ruleset").unwrap();
-        let _server = tls_server(&lab, more);
-        let tried = insecure(&lab, scheme);
+        // Data connections must resume the session.
+        let certificate = include_bytes!("../../src/cli/doctor/try_modes/test_certificate.pem");
+        let certificate = lab.server.write("certificate.pem", certificate).unwrap();
+        let configuration = format!(
+            "ssl_enable=YES\nallow_anon_ssl=YES\nrequire_ssl_reuse=YES\n\
+             force_anon_logins_ssl=YES\nrsa_cert_file={}\n{more}",
+            certificate.display()
+        );
+        let _server = Server::start_with(ServerKind::Vsftpd, &lab.server, &configuration).unwrap();
+        let url = format!("{scheme}://{}", lab.server_endpoint(V4));
+        let tried = attempt(&lab.client, &url, &["--insecure"]);
         assert_eq!(tried.with(&json!(true)), [steps, &MODES].concat(), "{}", tried.text);
         for mode in MODES {
-            assert!(tried.says(mode).ends_with(", TLS resumed"), "{}", tried.text);
+            assert!(tried.of(mode, "says").ends_with(", TLS resumed"), "{}", tried.text);
         }
-        let url = format!("{scheme}://{}", lab.server_endpoint(V4));
         let tried = attempt(&lab.client, &url, &[]);
         assert_eq!((tried.failed(), tried.skipped()), (vec!["TLS"], MODES.to_vec()));
-        assert!(tried.remedy("TLS").contains("--insecure"), "{}", tried.text);
+        tried.assert_remedy("TLS", "--insecure");
         let trusted = lab.client.directory().join("certificate.pem");
         let trusted = format!("SSL_CERT_FILE={}", trusted.display());
         let program = executable();
