@@ -1,7 +1,7 @@
 //! Everything that once was called well and was not: `status`, `doctor`, the log and the service manager tell it, each by
 //! the same name.
 
-use std::{net::SocketAddr, os::unix::net::UnixDatagram};
+use std::os::unix::net::UnixDatagram;
 
 use crate::common::*;
 
@@ -117,17 +117,10 @@ fn a_killed_daemon() {
     assert_eq!(names(&waited, "problems"), ["daemon-absent"], "nobody hangs");
 }
 
-/// What others can do to a daemon, one after the other.
-#[test]
-fn a_daemon_that_is_asked_elsewhere_hangs_and_has_another_file() {
-    let gateway = &gateway(Topology::Masquerade);
-    asked_at_another_control_socket(gateway);
-    hung(gateway);
-    with_a_configuration_file_that_is_not_in_use(gateway);
-}
-
 /// Who asks on the wrong socket learns which daemon runs, and nothing about FTP.
-fn asked_at_another_control_socket(Gateway { daemon, lab }: &Gateway) {
+#[test]
+fn a_daemon_that_is_asked_elsewhere_or_hangs() {
+    let Gateway { daemon, lab } = &gateway(Topology::Masquerade);
     let file = configuration_file(daemon);
     for command in [vec!["status"], vec!["doctor", "--config", &file]] {
         let elsewhere = ["--json", "--socket", "/nonexistent/ftp-alg.sock"];
@@ -138,9 +131,6 @@ fn asked_at_another_control_socket(Gateway { daemon, lab }: &Gateway) {
         assert!(said["problems"][0]["text"].as_str().unwrap().contains(&process), "{said}");
         assert!(!said.to_string().contains("FTP will not work"), "{said}");
     }
-}
-
-fn hung(Gateway { daemon, .. }: &Gateway) {
     signal(daemon, "STOP");
     for command in ["status", "doctor"] {
         assert_eq!(problems(daemon, command), ["daemon-hung"], "{command}");
@@ -167,17 +157,6 @@ fn a_daemon_without_a_free_descriptor_says_so_at_once() {
     let problem = daemon.status().unwrap()["problems"][0].to_string();
     assert!(problem.contains(&format!("prlimit --pid {id} ")), "{problem}");
     assert!(!problem.contains("restart"), "{problem}");
-    // Another user who may ask gets the same answer.
-    let [program, socket] = [executable_for_everyone(lab), daemon.socket()];
-    lab.gateway.run("chmod", &["666", socket.to_str().unwrap()]).unwrap();
-    let ask = ["status", "--json", "--socket", socket.to_str().unwrap()];
-    let words = [&AS_NOBODY[..], &[program.to_str().unwrap()], &ask].concat();
-    let done = lab.gateway.try_run("env", &words).unwrap();
-    assert!(done.stdout_text().contains(name), "{}{}", done.stdout_text(), done.stderr_text());
-    // The configuration cannot be read, and nobody blames the file.
-    signal(daemon, "HUP");
-    wait_for("the reload", || daemon.log().contains("reload: cannot read the configuration"));
-    assert!(!daemon.log().contains("correct the file"), "{}", daemon.log());
     is_reported_until_solved(daemon, ("problem", name), || limit_to(1024));
     // With a limit below all of them it cannot answer. Root sees why.
     limit_to(3);
@@ -214,15 +193,14 @@ fn what_is_wrong_with_the_firewall() {
     let lab = lab_behind(FirewallKind::None, Topology::Masquerade);
     load_firewall(&lab.gateway, &healthy, "");
     let daemon = Daemon::start(&executable(), &lab.gateway, "").unwrap();
-    for (severity, name, forwarded, more, line) in [
-        ("problem", "data-connections", CONTROL, "", "nft add rule"),
-        ("problem", "control-connections", DATA, "", "the policy of inet filter forward"),
+    for (severity, name, forwarded, more) in [
+        ("problem", "data-connections", CONTROL, ""),
+        ("problem", "control-connections", DATA, ""),
         (
             "problem",
             "notrack",
             &healthy,
             "chain early { type filter hook prerouting priority raw; tcp dport 21 notrack; }",
-            "",
         ),
         (
             "warning",
@@ -232,15 +210,11 @@ fn what_is_wrong_with_the_firewall() {
             chain early {
                 type filter hook prerouting priority filter; tcp dport 21 ct helper set theirs
             }",
-            "",
         ),
     ] {
         load_firewall(&lab.gateway, forwarded, more);
         let solve = || load_firewall(&lab.gateway, &healthy, "");
         is_reported_until_solved(&daemon, (severity, name), solve);
-        let log = daemon.log();
-        let said = log.lines().find(|line| line.contains(&format!("{severity} {name}: ")));
-        assert!(said.unwrap().contains(line), "{log}");
     }
     let checks = said(&daemon, "doctor").0["checks"].to_string();
     assert!(checks.contains("accepted lan -> wan; all others: dropped"), "{checks}");
@@ -271,125 +245,73 @@ fn a_journal_that_cannot_be_written() {
     hear("STATUS=FTP works");
 }
 
-fn with_a_configuration_file_that_is_not_in_use(Gateway { daemon, .. }: &Gateway) {
+#[test]
+fn a_configuration_file_that_is_not_in_use() {
+    let Gateway { daemon, .. } = &gateway(Topology::Masquerade);
     let file = configuration_file(daemon);
     let valid = fs::read_to_string(&file).unwrap();
     fs::write(&file, format!("control-ports = []\n{valid}")).unwrap();
     signal(daemon, "HUP");
-    wait_for("the problem", || problems(daemon, "status") == ["config"]);
-    let text = daemon.status().unwrap()["problems"][0].to_string();
-    assert!(text.contains(&format!("{file}:1:")) && text.contains("ftp-alg check"), "{text}");
-    wait_for("a line in the log", || daemon.log().contains("WARN problem config: "));
-    assert_eq!(problems(daemon, "doctor"), ["config"]);
-    // Nothing is reloaded.
-    fs::write(&file, &valid).unwrap();
-    wait_for("the solution", || problems(daemon, "status").is_empty());
-    wait_for("its line in the log", || daemon.log().contains("INFO problem config is solved"));
-    let warnings = || {
-        let status = daemon.status().unwrap();
-        let warnings = status["warnings"].as_array().unwrap().iter();
-        warnings.map(|one| format!("{}: {}", one["name"], one["remedy"])).collect::<Vec<_>>()
-    };
+    // Nothing is reloaded when it is valid again.
+    is_reported_until_solved(daemon, ("problem", "config"), || fs::write(&file, &valid).unwrap());
+    let remedy = || daemon.status().unwrap()["warnings"][0]["remedy"].clone();
     for (text, verb) in [("", "reload"), ("queue.number = 2300\n", "restart")] {
         fs::write(&file, format!("pinhole.timeout = \"9s\"\n{text}{valid}")).unwrap();
-        let expected = format!("\"config-pending\": \"systemctl {verb} ftp-alg\"");
-        wait_for(&expected, || warnings() == [&*expected]);
-        // Its checks are of what runs.
-        let (doctor, _) = said(daemon, "doctor");
-        assert!(names(&doctor, "problems").is_empty(), "{doctor}");
-        assert!(names(&doctor, "warnings").contains(&"config-pending".to_owned()), "{doctor}");
+        wait_for(verb, || remedy() == format!("systemctl {verb} ftp-alg"));
+        is_warning(daemon, "config-pending");
         let reloads = || daemon.log().matches("the new configuration is in use").count();
         let before = reloads();
         signal(daemon, "HUP");
         wait_for("the reload", || reloads() > before);
-        assert_eq!(warnings().is_empty(), verb == "reload");
+        assert_eq!(warnings(daemon, "status").is_empty(), verb == "reload");
     }
-}
-
-/// A session in which the server announces twice, and nobody connects.
-fn unused(gateway: &Gateway) {
-    let _server = scripted_server(&gateway.lab.server, &json!({}));
-    let mut client = hold(&gateway.lab, (login(), vec![(ask("PASV"), gate()); 2]));
-    for expired in 1..=2 {
-        wait_for("the end of the pinhole", || gateway.count("pinholes_expired") == expired);
-        client.open_gate();
-    }
-    client.release().ok();
-}
-
-#[test]
-fn pinholes_that_nobody_uses() {
-    let gateway = gateway_with(Topology::Masquerade, "[pinhole]\ntimeout = \"1s\"\n");
-    unused(&gateway);
-    let daemon = &gateway.daemon;
-    wait_for("a line for each", || daemon.log().matches("WARN #1 1").count() == 2);
-    assert_eq!(daemon.counter("pinholes_used").unwrap(), 0);
-    is_warning(daemon, "unused-pinholes"); // of one client
-    let log = daemon.log();
-    assert!(
-        log.contains(
-            "the end that connects came late or not at all, or its data connection was dropped"
-        ),
-        "{log}"
-    );
-    assert!(log.contains("opened for PASV"), "{log}");
 }
 
 /// A TLS handshake record, with the line end that a script puts behind it.
 const HANDSHAKE: &str = "\x16\x03\x01\x00\x03\x01";
 
-/// A server that begins TLS as [`tls_steps`] do.
-fn begins_tls() -> Value {
-    json!({"extra": {"AUTH TLS": "234 go", HANDSHAKE: HANDSHAKE}})
-}
-
-fn tls_steps() -> Vec<Value> {
-    let server_record = json!({"read": HANDSHAKE.len() + 2});
-    vec![reply(), say("AUTH TLS"), reply(), say(HANDSHAKE), server_record]
-}
-
+/// Nobody connects to pinholes of one client, its sessions are encrypted, and all announcements of one server pass and
+/// open nothing: other clients and servers may have none of that.
 #[test]
-fn encrypted_sessions() {
-    let gateway = gateway_with(Topology::Masquerade, "");
-    let _server = scripted_server(&gateway.lab.server, &begins_tls());
-    for _ in 0..2 {
-        assert_eq!(talk(&gateway.lab, tls_steps()).error, None);
+fn what_one_client_or_one_server_lacks_is_a_warning() {
+    let foreign = "227 Entering Passive Mode (10,9,8,7,195,149)";
+    let extra = json!({"AUTH TLS": "234 go", HANDSHAKE: HANDSHAKE, "PASV": foreign});
+    let setup = "[pinhole]\ntimeout = \"1s\"\n";
+    let (gateway, _server) = served(Topology::Masquerade, setup, json!({"extra": extra}));
+    let Gateway { daemon, lab } = &gateway;
+    let mut client = hold(lab, (login(), vec![(ask("EPSV"), gate()); 2]));
+    for expired in 1..=2 {
+        wait_for("the end of the pinhole", || gateway.count("pinholes_expired") == expired);
+        client.open_gate();
     }
-    let daemon = &gateway.daemon;
-    wait_for("both", || daemon.counter("encrypted").unwrap() == 2);
-    wait_for("the warning", || warnings(daemon, "status") == ["encrypted"]);
-    is_warning(daemon, "encrypted"); // of one client
-    wait_for("its line", || daemon.log().contains("WARN #"));
-    let log = daemon.log();
-    let lines: Vec<_> = log.lines().filter(|line| line.contains("WARN #")).collect();
-    assert_eq!(lines.len(), 1, "one of the client, not one each: {log}");
-    assert!(lines[0].contains("passive-ports"), "{log}");
-    // Who lets them pass by other means has no problem; they are counted all the same.
-    let rule = "nft insert rule inet gateway forward tcp dport 50000-51000 accept";
-    gateway.lab.gateway.shell(rule).unwrap();
-    wait_for("the firewall to be read", || warnings(daemon, "status").is_empty());
-    assert_eq!(daemon.counter("encrypted").unwrap(), 2);
-}
-
-/// Each of its clients fails in this mode: the warning says whose setting it is. A foreign address passes, and opens
-/// nothing. Another mode may work.
-#[test]
-fn a_server_whose_announcements_all_open_nothing() {
-    let foreign = json!({"extra": {"PASV": "227 Entering Passive Mode (10,9,8,7,195,149)"}});
-    let gateway = gateway_with(Topology::Masquerade, "");
-    let (lab, daemon) = (&gateway.lab, &gateway.daemon);
-    let _server = scripted_server(&lab.server, &foreign);
-    talk(lab, (login(), vec![ask("PASV"); 3], ask("EPSV"))).ok();
-    wait_for("the warning", || !warnings(daemon, "status").is_empty());
-    is_warning(daemon, "refused-announcements");
-    let (status, _) = said(daemon, "status");
-    let [text, remedy] = ["text", "remedy"].map(|field| status["warnings"][0][field].to_string());
-    let server = SocketAddr::new(lab.server_address(V4), 21).to_string();
-    let whose = format!("all 3 PASV announcements of the server {server} ");
-    assert!(text.contains(&whose) && text.contains("10.9.8.7 is not"), "{text}");
-    let setting = "replace-foreign-address = true in a [[server]]";
-    assert!(remedy.contains(setting), "{remedy}");
-    let doctor = doctor(daemon).stdout_text();
-    let verdict = "\nFTP will work through this gateway, but see the 1 warning above\n";
-    assert!(doctor.ends_with(verdict), "{doctor}");
+    client.release().ok();
+    talk(lab, (login(), vec![ask("PASV"); 3])).ok();
+    let record = json!({"read": HANDSHAKE.len() + 2});
+    for _ in 0..2 {
+        talk(lab, (reply(), ask("AUTH TLS"), say(HANDSHAKE), &record)).ok();
+    }
+    let warned = |command| {
+        let (said, code) = said(daemon, command);
+        let mut warnings = names(&said, "warnings");
+        warnings.sort();
+        (warnings.join(" "), code, said.to_string())
+    };
+    let all = "encrypted refused-announcements unused-pinholes";
+    wait_for("the warnings", || warned("status").0 == all);
+    for command in ["status", "doctor"] {
+        let (warnings, code, said) = warned(command);
+        assert_eq!((&*warnings, code), (all, 0), "{said}");
+        assert!(said.contains("replace-foreign-address = true in a [[server]]"), "{said}");
+    }
+    let lines = |part: &str| {
+        let log = daemon.log();
+        log.lines().filter(|line| line.contains("WARN #") && line.contains(part)).count()
+    };
+    wait_for("a line of each pinhole", || lines("opened for EPSV") == 2);
+    assert_eq!(lines("passive-ports"), 1, "one of the client, not one each: {}", daemon.log());
+    // Who lets encrypted sessions pass by other means has no problem; they are counted all the same.
+    let rule = "insert rule inet gateway forward tcp dport 50000-51000 accept";
+    lab.gateway.nft(rule).unwrap();
+    wait_for("the firewall to be read", || !warned("status").0.contains("encrypted"));
+    assert_eq!(gateway.count("encrypted"), 2);
 }

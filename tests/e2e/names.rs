@@ -26,8 +26,7 @@ fn announced_address(lab: &Lab) -> (String, f64) {
 
 /// What a new control connection gets for PASV, and how long that took.
 fn answered(lab: &Lab) -> (String, f64) {
-    let steps = [login(), vec![say("PASV"), reply()]].concat();
-    let session = talk(lab, steps).ok();
+    let session = talk(lab, (login(), ask("PASV"))).ok();
     (session.got(6).to_owned(), session.steps[6].1)
 }
 
@@ -37,12 +36,7 @@ fn sessions_announce_what_the_name_stands_for_by_then() {
     let lab = &gateway.lab;
     let _server = scripted_server(&lab.server, &json!({}));
     wait_for_address(&gateway.daemon, FIRST);
-    let steps = [
-        login(),
-        vec![say("PASV"), reply(), gate(), say("PASV"), reply()],
-        vec![say("NOOP"), reply()],
-    ];
-    let client = hold(lab, steps.concat());
+    let client = hold(lab, (login(), ask("PASV"), gate(), ask("PASV")));
     dns.set(&is(SECOND));
     let changed = Instant::now();
     wait_for_address(&gateway.daemon, SECOND);
@@ -107,10 +101,9 @@ fn nothing_is_opened_for_a_name_that_was_never_resolved() {
     assert_eq!(gateway.count("pinholes_refused"), 1);
     let line = "the name of the external address is not resolved yet";
     wait_for("its line", || gateway.daemon.log().contains(line));
-    wait_for("the problem", || problems(&gateway.daemon, "status") == ["name"]);
-    assert_eq!(problems(&gateway.daemon, "doctor"), ["name"]);
-    let line = format!("WARN problem name: {NAME}: ");
-    wait_for("its line", || gateway.daemon.log().contains(&line));
+    for command in ["status", "doctor"] {
+        wait_for("the problem", || problems(&gateway.daemon, command) == ["name"]);
+    }
     assert!(!dns.log().contains("other.test"), "no search domain: {}", dns.log());
     dns.set(&is(FIRST));
     wait_for_address(&gateway.daemon, FIRST);
