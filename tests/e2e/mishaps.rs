@@ -4,36 +4,6 @@
 
 use crate::common::*;
 
-/// Opens connections to a port, and sends many small segments on each whenever the next file of FILE-0, FILE-1, ... is
-/// there.
-const BURSTS: &str = r#"
-import itertools, os, resource, socket, sys, time
-host, connections, segments, gate = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
-ends = [socket.create_connection((host, 21), 10) for _ in range(connections)]
-for end in ends:
-    end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    end.setblocking(False)
-print("ready", flush=True)
-for number in itertools.count():
-    while not os.path.exists(f"{gate}-{number}"):
-        time.sleep(0.01)
-    for _ in range(segments):
-        for end in ends:
-            end.send(b"x")
-    print("burst", flush=True)
-"#;
-
-/// Takes connections, and says nothing.
-const SILENT: &str = r#"
-import resource, socket
-resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
-listener = socket.create_server(("", 21), backlog=2000)
-taken = []
-while True:
-    taken.append(listener.accept())
-"#;
-
 /// The packets for which there was no room in the queues of `host`, as `nfnetlink_queue` counts them.
 fn dropped_packets(host: &Host) -> u64 {
     let path = "/proc/thread-self/net/netfilter/nfnetlink_queue";
@@ -47,38 +17,19 @@ fn dropped_packets(host: &Host) -> u64 {
 fn packets_that_a_full_queue_drops_are_counted_and_reported() {
     let gateway = gateway(Topology::Masquerade);
     let lab = &gateway.lab;
-    let python = |host: &Host, name, arguments: &[&str]| {
-        let mut command = host.command("python3");
-        command.args(["-c"]).args(arguments);
-        host.start(command, name).unwrap()
-    };
-    let silent = python(&lab.server, "silent", &[SILENT]);
-    lab.server.wait_for_port(21, Duration::from_secs(60)).unwrap();
-    let gate = lab.client.directory().join("burst");
-    let host = lab.server_address(V4).to_string();
-    let bursts =
-        python(&lab.client, "bursts", &[BURSTS, &host, "1000", "10", &gate.display().to_string()]);
-    wait_for("the connections", || bursts.log().contains("ready"));
-    let signal = |name: &str| {
-        let id = gateway.daemon.id().to_string();
-        lab.gateway.run("kill", &[name, &id]).unwrap();
-    };
-    // A burst that takes longer than the heartbeat's deadline is not queued.
-    let mut count = 0;
+    let [host, own] = [lab.server_address(V4), lab.client.address(V4)].map(|at| at.to_string());
+    let flood = [&*host, "21", "20000", "20000", &own];
+    // A flood that takes longer than the heartbeat's deadline is not queued.
     wait_for("dropped packets", || {
-        signal("-STOP");
-        fs::write(format!("{}-{count}", gate.display()), b"").unwrap();
-        count += 1;
-        wait_for("the burst", || bursts.log().matches("burst").count() == count);
+        signal(&gateway.daemon, "STOP");
+        lab.client.script(Script::Flood, &flood, Duration::from_secs(60)).unwrap();
         let are_dropped = dropped_packets(&lab.gateway) > 0;
-        signal("-CONT");
+        signal(&gateway.daemon, "CONT");
         are_dropped
     });
     wait_for("the count", || gateway.count("overruns") > 0);
     let line = " was full: the kernel dropped";
     wait_for("the line in the log", || gateway.daemon.log().contains(line));
-    drop(silent);
-    wait_for("the port", || !lab.server.listens(21).unwrap());
     let _server = scripted_server(&lab.server, &json!({}));
     assert_eq!(talk(lab, (login(), port_transfer())).error, None);
 }
