@@ -141,67 +141,48 @@ fn assert_ends(role: &str, cases: &[(&str, End)]) {
     }
 }
 
+const DENIED: End = End::Errno(libc::EACCES);
+
 #[test]
 fn the_daemon_has_its_state_and_nothing_else() {
-    assert_ends(
-        "daemon",
-        &[
+    for (role, pins) in [("daemon", DENIED), ("fast path", End::Done)] {
+        let cases = [
             ("keep state", End::Done),
             ("read /proc", End::Done),
             ("start a thread", End::Done),
             ("panic", End::Done),
             ("socket of the internet", End::Done),
-            ("read /etc/shadow", End::Errno(libc::EACCES)),
-            ("read /etc", End::Errno(libc::EACCES)),
-            ("write outside", End::Errno(libc::EACCES)),
-            ("move out", End::Errno(libc::EACCES)),
+            // A fast path has the directory of its pins besides.
+            ("remove pins", pins),
+            ("read a pin", DENIED),
+            ("read /etc/shadow", DENIED),
+            ("read /etc", DENIED),
+            ("write outside", DENIED),
+            ("move out", DENIED),
             ("start a program", End::Forbidden),
             ("socket of a virtual machine", End::Forbidden),
             ("socket of packets", End::Forbidden),
             ("change the root", End::Forbidden),
             ("change a mode", End::Forbidden),
             ("make a directory", End::Forbidden),
-            ("remove pins", End::Errno(libc::EACCES)),
             ("load a program", End::Forbidden),
-        ],
-    );
-}
-
-#[test]
-fn a_fast_path_has_the_directory_of_its_pins_besides() {
-    let denied = End::Errno(libc::EACCES);
-    assert_ends(
-        "fast path",
-        &[
-            ("keep state", End::Done),
-            ("remove pins", End::Done),
-            ("read a pin", denied),
-            ("make a directory", End::Forbidden),
-            ("load a program", End::Forbidden),
-            ("read /etc", denied),
-            ("write outside", denied),
-            ("start a program", End::Forbidden),
-            ("change a mode", End::Forbidden),
-        ],
-    );
+        ];
+        assert_ends(role, &cases);
+    }
 }
 
 #[test]
 fn the_broker_writes_nothing_and_its_programs_read_no_secrets() {
-    let denied = End::Errno(libc::EACCES);
-    assert_ends(
-        "broker",
-        &[("start a program", End::Done), ("write outside", denied), ("move out", denied)],
-    );
-    assert_ends(
-        "program",
-        &[
-            ("start a program", End::Done),
-            ("read /proc", End::Done),
-            ("read /etc/shadow", denied),
-            ("read /etc", denied),
-            ("write outside", denied),
-            ("include a secret", End::Done),
-        ],
-    );
+    let of_broker =
+        [("start a program", End::Done), ("write outside", DENIED), ("move out", DENIED)];
+    assert_ends("broker", &of_broker);
+    let of_program = [
+        ("start a program", End::Done),
+        ("read /proc", End::Done),
+        ("read /etc/shadow", DENIED),
+        ("read /etc", DENIED),
+        ("write outside", DENIED),
+        ("include a secret", End::Done),
+    ];
+    assert_ends("program", &of_program);
 }

@@ -19,6 +19,9 @@ fn a_clean_stop_leaves_all_rules_as_they_were_also_after_a_crash() {
         let running = rules();
         assert_ne!(running.0, before.0, "{firewall:?}");
         assert_eq!(running.1, before.1, "{firewall:?}");
+        // Every program that it asks for the firewall is one that the broker runs.
+        wait_for("what it found", || !daemon.status().unwrap()["problems"].is_null());
+        assert!(!daemon.log().contains("cannot read all rules"), "{}", daemon.log());
         daemon.kill();
         let mut daemon = Daemon::start(&executable(), &lab.gateway, "").unwrap();
         assert_eq!(rules(), running, "{firewall:?}");
