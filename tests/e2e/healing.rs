@@ -1,17 +1,6 @@
-//! Servers that announce what they are not, networks that are left alone, and servers on another port than 21.
+//! Networks that are left alone, and servers on another port than 21.
 
 use crate::common::*;
-
-#[test]
-fn a_server_that_announces_its_inside_is_reached_where_the_client_dialled() {
-    let server = "[[server]]\naddress = \"192.168.150.90\"\nreplace-foreign-address = true\n";
-    let plan = json!({"address": "127.0.0.1", "passive_port": 50069});
-    let (gateway, _server) = served(Topology::PublishedServer, server, plan);
-    let lab = &gateway.lab;
-    let session = talk(lab, (login(), passive_transfer("PASV"))).ok();
-    assert_eq!(host_port(session.got(6)).0, lab.server_address(V4).to_string());
-    assert_eq!(session.got(10), "the body\r\n");
-}
 
 #[test]
 fn a_network_that_is_left_alone_is_not_queued() {
@@ -55,17 +44,12 @@ fn servers_on_another_port_are_served_in_both_modes_and_directions() {
             lab.gateway.nft(rules).unwrap();
         }
         for port in [21, PORT] {
-            let what = format!("{topology} {port}");
-            let server = scripted_server(&lab.server, &json!({"port": port}));
+            let _server = scripted_server(&lab.server, &json!({"port": port}));
             let active = active_transfer(lab.client.address(V4), 3762);
-            let dialled = lab.server_address(V4).to_string();
-            let steps = [login(), passive_transfer("PASV"), active].concat();
-            let plan = json!({"host": dialled, "port": port, "steps": steps});
-            let session = scripted_client(&lab.client, &plan).ok_in(&what);
-            assert_eq!(host_port(session.got(6)).0, dialled, "{what}");
-            assert_eq!(session.got(10), "the body\r\n", "{what}");
-            assert_eq!(session.got(16), "the body\r\n", "{what}");
-            drop(server);
+            let mut plan = plan(lab, (login(), passive_transfer("PASV"), active));
+            plan["port"] = json!(port);
+            let session = scripted_client(&lab.client, &plan).ok_in(format!("{topology} {port}"));
+            assert_eq!([10, 16].map(|step| session.got(step)), ["the body\r\n"; 2]);
         }
         gateway.daemon.wait_for_no_pinholes(Duration::from_secs(10)).unwrap();
         assert_eq!(gateway.count("pinholes_opened"), 4, "{topology}");
