@@ -49,14 +49,10 @@ fn an_announcement_in_ip_fragments_with_options_is_rewritten() {
     assert_eq!(outer.finish().unwrap().wrong_checksums().unwrap(), [""; 0]);
 }
 
-/// Sends `steps` after a login, and has nothing opened. Where a window smaller than a segment ends, Linux has its
-/// server's segment end after a while, with PSH (`tcp_write_wakeup`): what ends there looks as if it were over.
-fn opens_nothing(kind: ServerKind, steps: &[Value]) {
-    shows_nothing(kind, "", "", steps);
-}
-
-/// The same, where the server has `more` configuration, and someone has put a `.message` into `pub`.
-fn shows_nothing(kind: ServerKind, more: &str, message: &str, steps: &[Value]) {
+/// Sends `steps` after a login, and has nothing opened. The server has `more` configuration, and someone has put a
+/// `.message` into `pub`. Where a window smaller than a segment ends, Linux has its server's segment end after a while,
+/// with PSH (`tcp_write_wakeup`): what ends there looks as if it were over.
+fn opens_nothing(kind: ServerKind, more: &str, message: &str, steps: &[Value]) {
     let gateway = gateway(Topology::PublishedServer);
     let server = Server::start_with(kind, &gateway.lab.server, more).unwrap();
     server.put(".message", message.as_bytes()).unwrap();
@@ -84,27 +80,14 @@ fn a_listing_that_its_client_has_a_real_server_stop_is_no_announcement() {
     let listed = "drwxr-xr-x    2 1        1            4096 Nov 21 15:10 k";
     opens_nothing(
         ServerKind::Vsftpd,
+        "",
+        "",
         &[
             say(&format!("MKD pub/{name}")),
             stop_behind("STAT pub/k*", &format!("213-Status follows:\r\n{listed}\r\n213 End\r\n")),
             epsv_with_room_for("229 E (|||3306|)\r\n".len()),
         ],
     );
-}
-
-/// The client is in a directory with line ends in its name, and has ProFTPD stop within it.
-fn stopped_in_a_directory() -> Vec<Value> {
-    let name = "x\r\0\n\u{ff}\u{fb}A229 E (|||3306|)";
-    let unbounded = |line: &str| json!({"send": format!("{line}\r\n"), "edge": 50_000});
-    vec![
-        unbounded(&format!("MKD pub/{name}")),
-        unbounded(&format!("CWD pub/{name}")),
-        // We read two commands where it read one, and several replies in each of these: then nothing is pending.
-        unbounded("XPWD"),
-        unbounded("XPWD"),
-        unbounded("XPWD"),
-        stop_behind("XPWD", "257 \"/pub/x\r\n"),
-    ]
 }
 
 /// `EPSV` in one segment, which lets the server say so much.
@@ -114,8 +97,19 @@ fn epsv_with_room_for(bytes: usize) -> Value {
 
 #[test]
 fn a_directory_that_its_client_has_a_real_server_stop_is_no_announcement() {
-    let last = epsv_with_room_for("229 E (|||3306|)\" is the current directory\r\n".len());
-    opens_nothing(ServerKind::Proftpd, &[stopped_in_a_directory(), vec![last]].concat());
+    let name = "x\r\0\n\u{ff}\u{fb}A229 E (|||3306|)";
+    let unbounded = |line: &str| json!({"send": format!("{line}\r\n"), "edge": 50_000});
+    let steps = [
+        unbounded(&format!("MKD pub/{name}")),
+        unbounded(&format!("CWD pub/{name}")),
+        // We read two commands where it read one, and several replies in each of these: then nothing is pending.
+        unbounded("XPWD"),
+        unbounded("XPWD"),
+        unbounded("XPWD"),
+        stop_behind("XPWD", "257 \"/pub/x\r\n"),
+        epsv_with_room_for("229 E (|||3306|)\" is the current directory\r\n".len()),
+    ];
+    opens_nothing(ServerKind::Proftpd, "", "", &steps);
 }
 
 /// It shows what someone has put there, and makes line ends of what stands for a time.
@@ -125,6 +119,6 @@ fn a_file_that_its_client_has_a_real_server_stop_is_no_announcement() {
     let message = format!("x{end}250 End{end}229 x (|||3306|)\n");
     for room in ["229 x (|||3306|)\r\n".len(), 20, 50_000] {
         let steps = [stop_behind("CWD pub", "250-x\r\n250 End\r\n"), epsv_with_room_for(room)];
-        shows_nothing(ServerKind::Proftpd, "DisplayChdir .message", &message, &steps);
+        opens_nothing(ServerKind::Proftpd, "DisplayChdir .message", &message, &steps);
     }
 }
