@@ -40,8 +40,12 @@ pub fn warnings(daemon: &Daemon, command: &str) -> Vec<String> {
     names(&said(daemon, command).0, "warnings")
 }
 
-/// `status` for people names the problem of a daemon that does not answer, with its remedy, and ends with the error.
-fn is_named_for_people(daemon: &Daemon, name: &str, remedy: &str, error: &str) {
+/// `status` and `doctor` name the problem of a daemon that does not answer. That for people has its remedy, and ends with
+/// the error.
+fn does_not_answer(daemon: &Daemon, name: &str, remedy: &str, error: &str) {
+    for command in ["status", "doctor"] {
+        assert_eq!(problems(daemon, command), [name], "{command}");
+    }
     let done = daemon.ask(&["status"]).unwrap();
     assert_fails(&done, 1, error);
     let text = done.stdout_text();
@@ -98,29 +102,10 @@ fn a_healthy_gateway_reports_no_problem() {
     }
 }
 
-#[test]
-fn a_killed_daemon() {
-    let Gateway { daemon, lab } = &mut gateway_with(Topology::Masquerade, "");
-    daemon.kill();
-    for command in ["status", "doctor"] {
-        assert_eq!(problems(daemon, command), ["table-without-daemon"], "{command}");
-    }
-    let (start, error) = ("systemctl start ftp-alg", "no daemon answers on ");
-    is_named_for_people(daemon, "table-without-daemon", start, error);
-    lab.gateway.shell("nft delete table inet ftp_alg").unwrap();
-    for command in ["status", "doctor"] {
-        assert_eq!(problems(daemon, command), ["daemon-absent"], "{command}");
-    }
-    is_named_for_people(daemon, "daemon-absent", start, error);
-    let waited = daemon.ask(&["status", "--json", "--wait", "0.1"]).unwrap();
-    let waited: Value = serde_json::from_str(&waited.stdout_text()).unwrap();
-    assert_eq!(names(&waited, "problems"), ["daemon-absent"], "nobody hangs");
-}
-
 /// Who asks on the wrong socket learns which daemon runs, and nothing about FTP.
 #[test]
-fn a_daemon_that_is_asked_elsewhere_or_hangs() {
-    let Gateway { daemon, lab } = &gateway(Topology::Masquerade);
+fn a_daemon_that_is_asked_elsewhere_hangs_or_is_killed() {
+    let Gateway { daemon, lab } = &mut gateway(Topology::Masquerade);
     let file = configuration_file(daemon);
     for command in [vec!["status"], vec!["doctor", "--config", &file]] {
         let elsewhere = ["--json", "--socket", "/nonexistent/ftp-alg.sock"];
@@ -132,12 +117,14 @@ fn a_daemon_that_is_asked_elsewhere_or_hangs() {
         assert!(!said.to_string().contains("FTP will not work"), "{said}");
     }
     signal(daemon, "STOP");
-    for command in ["status", "doctor"] {
-        assert_eq!(problems(daemon, command), ["daemon-hung"], "{command}");
-    }
-    is_named_for_people(daemon, "daemon-hung", "systemctl restart ftp-alg", "does not answer");
+    does_not_answer(daemon, "daemon-hung", "systemctl restart ftp-alg", "does not answer");
     signal(daemon, "CONT");
     wait_for("the daemon", || problems(daemon, "status").is_empty());
+    daemon.kill();
+    let (start, error) = ("systemctl start ftp-alg", "no daemon answers on ");
+    does_not_answer(daemon, "table-without-daemon", start, error);
+    lab.gateway.shell("nft delete table inet ftp_alg").unwrap();
+    does_not_answer(daemon, "daemon-absent", start, error);
 }
 
 #[test]

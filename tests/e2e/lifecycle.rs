@@ -92,17 +92,22 @@ fn connections_that_conntrack_forgot_go_on() {
     let held = [&gate[..], &port(&[2]), &list].concat();
     // Not known at its first packet, it is refused rather than announced untranslated.
     let first = [&gate[..], &port(&[]), &port(&[]), &list].concat();
-    // The kernel expects nothing of a connection whose helper it forgot.
-    for (what, steps, got) in [
-        ("adjusted", adjusted, [(9, "the body"), (16, "the body")]),
-        ("held", held, [(7, "200 PORT"), (10, "the body")]),
-        ("first", first, [(7, "425 Refused by the gateway: "), (9, "200 PORT")]),
-    ] {
+    // The kernel expects nothing of a connection whose helper it forgot, and a new one works.
+    let expecting = [&port(&[])[..], &list, &gate, &port(&[]), &port(&[])].concat();
+    let without_fast_path = format!("{NFTABLES}[queue]\nfast-path = \"off\"\n");
+    for (what, setup, steps, got) in [
+        ("adjusted", NFTABLES, adjusted, [(9, "the body"), (16, "the body")]),
+        ("held", NFTABLES, held, [(7, "200 PORT"), (10, "the body")]),
         // The fast path asks for the translation before.
-        let is_first = what == "first";
-        let fast_path = if is_first { "[queue]\nfast-path = \"off\"\n" } else { "" };
-        let (gateway, _server) =
-            served(Topology::Masquerade, &format!("{NFTABLES}{fast_path}"), json!({}));
+        (
+            "first",
+            &*without_fast_path,
+            first,
+            [(7, "425 Refused by the gateway: "), (9, "200 PORT")],
+        ),
+        ("expecting", CONNTRACK, expecting, [(13, "425"), (15, "425")]),
+    ] {
+        let (gateway, _server) = served(Topology::Masquerade, setup, json!({}));
         let lab = &gateway.lab;
         let client = hold(lab, (login(), steps));
         // The delayed acknowledgement of the last reply would make it known again.
@@ -113,6 +118,7 @@ fn connections_that_conntrack_forgot_go_on() {
             let text = session.got(step);
             assert!(text.starts_with(start), "{what} {step}: {text}");
         }
+        talk(lab, (login(), port_transfer())).ok_in(what);
     }
 }
 
