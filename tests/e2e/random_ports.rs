@@ -1,6 +1,6 @@
 //! Masquerading that chooses source ports at random: the port that the server sees is not the client's.
 
-use crate::common::*;
+use crate::{common::*, situations::lab_that_masquerades};
 
 const PORT: u16 = 3762;
 
@@ -17,30 +17,13 @@ fn are_ports_translated(connections: &str) -> bool {
 /// Real clients, and sessions on the fast path that all announce the same port.
 #[test]
 fn transfers_work_where_source_ports_are_random() {
-    let rules = "table inet gateway {
-            chain forward {
-                type filter hook forward priority filter; policy drop;
-                ct state established,related accept
-                ct mark and 0x40000000 != 0 accept
-                iifname \"lan\" tcp dport 21 accept
-            }
-        }
-        table ip source {
-            chain source {
-                type nat hook postrouting priority srcnat;
-                oifname \"wan\" masquerade fully-random
-            }
-        }";
-    let gateway = Gateway::on(lab_with_rules(Topology::Masquerade, rules), FAST_PATH);
+    let gateway = Gateway::on(lab_that_masquerades("masquerade fully-random"), FAST_PATH);
     let lab = &gateway.lab;
     let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
     let address = lab.server_address(V4);
     for client in [ClientProgram::Curl, ClientProgram::Lftp] {
         for mode in [Mode::Active, Mode::Passive] {
-            let transfer = Transfer {
-                login: server.login(),
-                ..Transfer::new(client, &lab.client, &server, address, mode)
-            };
+            let transfer = Transfer::new(client, &lab.client, &server, address, mode);
             let name = format!("{client:?}-{mode}");
             let body: Vec<u8> = name.bytes().cycle().take(60_000).collect();
             if let Err(error) = transfer.exchange(&server, &name, &body) {

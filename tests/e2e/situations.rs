@@ -112,6 +112,27 @@ fn lftp_that_waits_for_no_reply_transfers() {
     assert_all_closed(&gateway);
 }
 
+/// A lab whose gateway has no rules but a default drop, and this one that masquerades.
+pub fn lab_that_masquerades(rule: &str) -> Lab {
+    let rules = format!(
+        "table inet gateway {{
+            chain forward {{
+                type filter hook forward priority filter; policy drop;
+                ct state established,related accept
+                ct mark and 0x40000000 != 0 accept
+                iifname \"lan\" tcp dport 21 accept
+            }}
+        }}
+        table ip source {{
+            chain source {{
+                type nat hook postrouting priority srcnat;
+                oifname \"wan\" {rule}
+            }}
+        }}"
+    );
+    lab_with_rules(Topology::Masquerade, &rules)
+}
+
 /// A provider that shares an address among customers (MAP-E, CGNAT) forwards only these.
 #[test]
 fn a_gateway_with_a_set_of_ports_uses_no_other() {
@@ -123,29 +144,10 @@ fn a_gateway_with_a_set_of_ports_uses_no_other() {
         ("", "off", "nftables"),
         ("", "off", "conntrack"),
     ] {
-        let lab = lab_with_rules(
-            Topology::Masquerade,
-            "table inet gateway {
-                    chain forward {
-                        type filter hook forward priority filter; policy drop;
-                        ct state established,related accept
-                        ct mark and 0x40000000 != 0 accept
-                        iifname \"lan\" tcp dport 21 accept
-                    }
-                }
-                table ip source {
-                    chain source {
-                        type nat hook postrouting priority srcnat;
-                        oifname \"wan\" meta l4proto tcp masquerade to :40960-41023
-                    }
-                }
-                table ip provider {
-                    chain forwards {
-                        type filter hook prerouting priority -400;
-                        iifname \"wan\" tcp dport != 40960-41023 drop
-                    }
-                }",
-        );
+        let lab = lab_that_masquerades("meta l4proto tcp masquerade to :40960-41023");
+        let provider = "table ip provider { chain forwards { type filter hook prerouting priority -400; \
+                        iifname \"wan\" tcp dport != 40960-41023 drop; }; }";
+        lab.gateway.nft(provider).unwrap();
         let configuration =
             format!("{set}queue.fast-path = \"{fast_path}\"\npinhole.backend = \"{backend}\"\n");
         let gateway = Gateway::on(lab, &configuration);
