@@ -63,10 +63,6 @@ fn data_is_offloaded_and_control_is_not(flowtable: &str, configuration: &str) {
 #[test]
 fn an_operators_flowtable_has_data_and_no_control_connections() {
     data_is_offloaded_and_control_is_not(FLOWTABLE, NFTABLES);
-}
-
-#[test]
-fn the_recipe_offloads_data() {
     let recipe = RECIPE.replace("\"lan0\"", "\"lan\"").replace("\"wan0\"", "\"wan\"");
     data_is_offloaded_and_control_is_not(&recipe, CONNTRACK);
 }

@@ -185,21 +185,14 @@ fn a_pipe_is_read_while_it_is_written() {
 fn what_is_no_file_of_events_has_a_clear_error() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("file");
-    let name = file.display();
-    let gzip = format!("{name} is compressed with gzip: zcat {name} | ftp-alg events -\n");
     let mixed = b"{\"event\": 7}\n{\"event\": \"ready\"}\n\n\xff\nno event\n{\"event\": \"ready\"}";
-    for (content, options, code, said) in [
-        (None, &[][..], 1, "/file: No such file or directory"),
-        (Some(&mixed[..]), &[], 0, "file: 3 lines are no event\n"),
-        (Some(&b"no event\n"[..]), &[], 1, "file is no file of log.events\n"),
-        (Some(&b"\x1f\x8b\x08 compressed"[..]), &[], 1, &gzip),
-        (None, &["--since", "1h", "--until", "2h"], 2, "--until is not later than --since"),
-        (None, &["--follow"], 2, "cannot be used with"),
+    for (content, code, said) in [
+        (&mixed[..], 0, "file: 3 lines are no event\n"),
+        (b"no event\n", 1, "file is no file of log.events\n"),
+        (b"\x1f\x8b\x08 compressed", 1, "file is compressed with gzip: zcat "),
     ] {
-        if let Some(content) = content {
-            fs::write(&file, content).unwrap();
-        }
-        let output = Command::new(PROGRAM).arg("events").arg(&file).args(options).output().unwrap();
+        fs::write(&file, content).unwrap();
+        let output = Command::new(PROGRAM).arg("events").arg(&file).output().unwrap();
         let error = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(code), "{said}: {error}");
         assert!(error.contains(said), "{said}: {error}");
