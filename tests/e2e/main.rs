@@ -50,7 +50,6 @@ mod same_ports;
 mod setup;
 mod several_workers;
 mod situations;
-mod slacksite;
 mod soak;
 mod stream;
 mod super_packets;

@@ -1,4 +1,4 @@
-//! TCP is a stream: announcements are retransmitted.
+//! What of an announcement is on the wire: as often and as long as it was said.
 
 use crate::common::*;
 
@@ -30,5 +30,21 @@ fn retransmission_gets_the_same_rewrite() {
         for side in [inner, outer] {
             assert_eq!(side.faults().unwrap(), [""; 0]);
         }
+    }
+}
+
+/// The rewritten line is as long as it was, so that no sequence number changes: each server must read what that takes.
+#[test]
+fn servers_take_zeros_before_the_numbers_of_a_port() {
+    let gateway = gateway(Topology::Masquerade);
+    let lab = &gateway.lab;
+    for kind in ServerKind::ALL {
+        let server = Server::start(kind, &lab.server).unwrap();
+        let transfer =
+            (ask("PORT 192,168,150,80,4,1"), say("LIST"), accept(1025), reply(), reply());
+        let steps = (login_as(server.login()), transfer, ask("QUIT"));
+        let (session, _, outer) = captured(lab, || talk(lab, &steps).ok_in(kind));
+        assert!(session.got(6).starts_with("200"), "{kind}: {}", session.got(6));
+        assert_eq!(outer.announcements().unwrap(), ["PORT 198,51,100,1,4,001"], "{kind}");
     }
 }

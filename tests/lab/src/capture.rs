@@ -281,15 +281,6 @@ impl CaptureAnalysis {
         Ok([wrong, lost_bytes(reports)].concat())
     }
 
-    /// All faults, reorderings and time-outs. A clean capture has none.
-    pub fn anomalies(&self) -> Result<Vec<String>> {
-        let reports = self.reports()?;
-        let is_wrong = |packet: &PacketReport| {
-            packet.has_wrong_checksum || packet.is_reordered || packet.has_timed_out
-        };
-        Ok([named(reports, is_wrong), lost_bytes(reports)].concat())
-    }
-
     fn reports(&self) -> Result<&[PacketReport]> {
         if let Some(reports) = self.reports.get() {
             return Ok(reports);
