@@ -25,21 +25,20 @@ impl Opinion {
         Self { well, report }
     }
 
-    fn with_mark(&self, mark: &str) -> Vec<&Value> {
+    fn with_mark(&self, mark: &str) -> impl Iterator<Item = &Value> {
         let checks = self.report["checks"].as_array().unwrap();
-        checks.iter().filter(|check| check["mark"] == mark).collect()
+        checks.iter().filter(move |check| check["mark"] == mark)
     }
 
     /// Names of the checks with this mark.
     fn names(&self, mark: &str) -> Vec<&str> {
-        let checks = self.with_mark(mark).into_iter();
-        checks.map(|check| check["name"].as_str().unwrap()).collect()
+        self.with_mark(mark).map(|check| check["name"].as_str().unwrap()).collect()
     }
 
     /// The commands that solve problems and warnings.
     fn remedies(&self) -> Vec<String> {
-        let all = [self.with_mark("problem"), self.with_mark("warning")].concat();
-        let lines = all.into_iter().flat_map(|check| check["remedy"].as_array().unwrap());
+        let all = self.with_mark("problem").chain(self.with_mark("warning"));
+        let lines = all.flat_map(|check| check["remedy"].as_array().unwrap());
         lines.map(|line| line.as_str().unwrap().to_owned()).collect()
     }
 }
@@ -134,7 +133,9 @@ fn legacy_iptables() -> (String, [String; 2]) {
 /// Rules that accept data connections at forward, and another chain.
 fn accepting_and(chain: &str) -> String {
     format!(
-        "{DROPPING}\n{NFT_LINE}\nnft -f - <<END\ntable inet other {{ chain c {{ {chain}\n}}\n}}\nEND\n"
+        "{DROPPING}\n{NFT_LINE}\nnft -f - <<END\ntable inet other {{
+            ct helper ftp-standard {{ type \"ftp\" protocol tcp; }}
+            chain c {{ {chain}\n}}\n}}\nEND\n"
     )
 }
 
@@ -204,18 +205,9 @@ END",
 
 #[test]
 fn the_kernels_helper_of_others_is_in_the_way_until_its_rule_is_deleted() {
-    let (lab, daemon) = firewalled(&format!(
-        "{DROPPING}
-{NFT_LINE}
-nft -f - <<END
-table inet other {{
-    ct helper ftp-standard {{ type \"ftp\" protocol tcp; }}
-    chain c {{
-        type filter hook prerouting priority filter;
-        tcp dport 21 ct helper set \"ftp-standard\"
-    }}
-}}
-END"
+    let (lab, daemon) = firewalled(&accepting_and(
+        "type filter hook prerouting priority filter
+         tcp dport 21 ct helper set \"ftp-standard\"",
     ));
     let server = scripted_server(&lab.server, &json!({}));
     let client = hold(&lab, (login(), gate()));
@@ -230,28 +222,6 @@ END"
     let opinion = Opinion::of(&daemon);
     assert_eq!(opinion.names("warning"), [""; 0], "{}", opinion.report);
     assert_eq!(passive(&lab), "open");
-}
-
-#[test]
-fn a_running_daemon_is_no_obstacle_and_another_reader_of_the_queue_is() {
-    for firewall in FirewallKind::ALL {
-        let lab = lab_behind(firewall, Topology::Masquerade);
-        let daemon = Daemon::start(&executable(), &lab.gateway, "").unwrap();
-        let running = lab.gateway.ruleset().unwrap();
-        let done = daemon.ask(&["doctor"]).unwrap();
-        let said = done.stdout_text();
-        assert!(done.status.success(), "{firewall:?}: {said}{}", done.stderr_text());
-        assert!(said.contains("read by the running ftp-alg"), "{said}");
-        assert_eq!(lab.gateway.ruleset().unwrap(), running);
-        let words = ["doctor", "--socket", "/nonexistent", "--config", "/dev/null"];
-        let done = lab.gateway.try_run(executable(), &words).unwrap();
-        assert_eq!(done.status.code(), Some(1));
-        let said = done.stdout_text();
-        assert!(said.contains("read by an ftp-alg with another control socket"), "{said}");
-        // The daemon saw nobody at its table.
-        wait_for("the daemon's next look", || daemon.counter("errors").is_ok());
-        assert_eq!(daemon.counter("errors").unwrap(), 0);
-    }
 }
 
 #[test]

@@ -83,19 +83,20 @@ fn is_reported_until_solved(daemon: &Daemon, (severity, name): (&str, &str), sol
 
 #[test]
 fn a_healthy_gateway_reports_no_problem() {
-    for (backend, topology) in [
-        ("nftables", Topology::Masquerade),
-        ("conntrack", Topology::PublishedServer),
-        ("nftables", Topology::OnServer),
-    ] {
-        let configuration = back_end(backend);
-        let Gateway { daemon, .. } = &gateway_with(topology, &configuration);
+    let firewalls =
+        FirewallKind::ALL.map(|firewall| ("", lab_behind(firewall, Topology::Masquerade)));
+    let others = [(CONNTRACK, Topology::PublishedServer), (NFTABLES, Topology::OnServer)];
+    let others = others.map(|(setup, topology)| (setup, lab_for(topology, setup)));
+    for (setup, lab) in firewalls.into_iter().chain(others) {
+        let Gateway { daemon, lab } = &Gateway::on(lab, setup);
+        let running = lab.gateway.ruleset().unwrap();
         for command in ["status", "doctor"] {
             let (report, _) = said(daemon, command);
             for list in ["problems", "warnings"] {
                 assert_eq!(names(&report, list), [""; 0], "{report}");
             }
         }
+        assert_eq!(lab.gateway.ruleset().unwrap(), running);
         for word in ["problem", "warning"] {
             assert!(!daemon.log().contains(word), "{}", daemon.log());
         }
@@ -129,8 +130,15 @@ fn a_daemon_that_is_asked_elsewhere_hangs_or_is_killed() {
 
 #[test]
 fn a_daemon_without_a_free_descriptor_says_so_at_once() {
-    let Gateway { daemon, lab } = &gateway_with(Topology::Masquerade, "");
+    let lab = &Lab::new(Topology::Masquerade).unwrap();
+    let program = executable_after(lab, "ulimit -S -n 48;");
+    let daemon = &Daemon::start(&program, &lab.gateway, "").unwrap();
     let (id, name) = (daemon.id(), "file-descriptors");
+    // With a worker for each processor and an interface for each VLAN the usual soft limit is too low.
+    let limits = fs::read_to_string(format!("/proc/{id}/limits")).unwrap();
+    let limit = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    let [soft, hard] = [3, 4].map(|at| limit.split_whitespace().nth(at));
+    assert_eq!(soft, hard, "{limit}");
     let limit_to = |soft: usize| {
         let arguments = ["--pid", &id.to_string(), &format!("--nofile={soft}:")];
         lab.gateway.run("prlimit", &arguments).unwrap();
@@ -180,28 +188,18 @@ fn what_is_wrong_with_the_firewall() {
     let lab = lab_behind(FirewallKind::None, Topology::Masquerade);
     load_firewall(&lab.gateway, &healthy, "");
     let daemon = Daemon::start(&executable(), &lab.gateway, "").unwrap();
-    for (severity, name, forwarded, more) in [
-        ("problem", "data-connections", CONTROL, ""),
-        ("problem", "control-connections", DATA, ""),
+    for (name, forwarded, more) in [
+        ("data-connections", CONTROL, ""),
+        ("control-connections", DATA, ""),
         (
-            "problem",
             "notrack",
             &healthy,
             "chain early { type filter hook prerouting priority raw; tcp dport 21 notrack; }",
         ),
-        (
-            "warning",
-            "helper",
-            &healthy,
-            "ct helper theirs { type \"ftp\" protocol tcp; }
-            chain early {
-                type filter hook prerouting priority filter; tcp dport 21 ct helper set theirs
-            }",
-        ),
     ] {
         load_firewall(&lab.gateway, forwarded, more);
         let solve = || load_firewall(&lab.gateway, &healthy, "");
-        is_reported_until_solved(&daemon, (severity, name), solve);
+        is_reported_until_solved(&daemon, ("problem", name), solve);
     }
     let checks = said(&daemon, "doctor").0["checks"].to_string();
     assert!(checks.contains("accepted lan -> wan; all others: dropped"), "{checks}");

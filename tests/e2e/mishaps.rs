@@ -68,19 +68,6 @@ fn a_translated_pinhole_opens_without_a_free_descriptor() {
     gateway.assert_tidy();
 }
 
-/// With a worker for each processor and an interface for each VLAN the usual limit is too low.
-#[test]
-fn the_soft_limit_of_open_files_is_raised() {
-    let lab = Lab::build(LabSpec::new(Topology::Masquerade)).unwrap();
-    let program = executable_after(&lab, "ulimit -S -n 48;");
-    let workers = "[queue]\nworkers = 8\n";
-    let daemon = Daemon::start(&program, &lab.gateway, workers).unwrap();
-    let limits = fs::read_to_string(format!("/proc/{}/limits", daemon.id())).unwrap();
-    let limit = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
-    let numbers: Vec<_> = limit.split_whitespace().skip(3).take(2).collect();
-    assert_eq!(numbers[0], numbers[1], "{limit}");
-}
-
 /// Removes the link between the gateway and the host `outside`, and makes it again with the same addresses and routes, as
 /// one that is dialled again.
 fn make_link_again(gateway: &Host, outside: &Host) {
