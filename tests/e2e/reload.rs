@@ -45,22 +45,18 @@ fn survives_reloads(patience: u64, program: impl FnOnce(&Lab) -> PathBuf) -> (Ga
 }
 
 #[test]
-fn reloads_under_load_cost_nothing() {
+fn reloads_under_load_cost_nothing_and_without_an_owner_no_bytes() {
     let (gateway, report) = survives_reloads(30, |_| executable());
     let lost = report.bad();
-    assert_eq!(lost[0], 0, "{}", report);
+    assert_eq!(lost[0], 0, "{report}");
     if has_owner(&gateway.lab) {
-        assert_eq!(lost, [0; 3], "{}\n{}", report, gateway.daemon.log());
+        assert_eq!(lost, [0; 3], "{report}\n{}", gateway.daemon.log());
         assert!(!gateway.daemon.log().contains("it is loaded again"), "{}", gateway.daemon.log());
     }
-}
-
-#[test]
-fn reloads_that_remove_the_table_do_not_end_the_daemon() {
     let (gateway, report) = survives_reloads(5, executable_without_owner);
-    assert_eq!(report.count("damaged"), 0, "{}", report);
+    assert_eq!(report.count("damaged"), 0, "{report}");
     assert!(gateway.daemon.log().contains("it is loaded again"), "{}", gateway.daemon.log());
-    assert!(report.count("transfers") > 0, "{}", report);
+    assert!(report.count("transfers") > 0, "{report}");
 }
 
 /// Sessions, pinholes and translations included: what the daemon repairs is no error.
@@ -153,17 +149,13 @@ fn a_daemon_starts_during_firewall_reloads() {
     );
     let mut command = lab.gateway.command("sh");
     command.args(["-c", &format!("PATH=$PATH:/usr/sbin:/sbin; {lines}")]);
-    let mut reloads = lab.gateway.start(command, "reloads").unwrap();
-    for round in 0..reloads_of_starts() {
+    let mut loads = lab.gateway.start(command, "reloads").unwrap();
+    for round in 0..reloads().div_ceil(3) {
         let mut daemon = Daemon::start(&executable(), &lab.gateway, "")
             .unwrap_or_else(|error| panic!("round {round}: {error}"));
         let status = daemon.stop().unwrap();
         assert!(status.success(), "round {round}: {status}: {}", daemon.log());
     }
     fs::write(&over, b"").unwrap();
-    wait_for("the reloads' end", || reloads.exit_status().is_some());
-}
-
-fn reloads_of_starts() -> u64 {
-    reloads().div_ceil(3)
+    wait_for("the reloads' end", || loads.exit_status().is_some());
 }
