@@ -18,27 +18,13 @@ fn executable_with_slow_nft(lab: &Lab, wait: &str) -> PathBuf {
     shell_program(&lab.gateway, "ftp-alg-with-slow-nft", &lines)
 }
 
-/// A daemon that cannot read the rules before its gate is there.
-struct Waiting {
-    daemon: Daemon,
-    gate: PathBuf,
-}
-
-impl Waiting {
-    fn open_gate(&self) {
-        fs::write(&self.gate, b"").unwrap();
-    }
-}
-
-fn start(lab: &Lab, rules: &str) -> Waiting {
-    lab.gateway.shell(rules).unwrap();
-    let gate = lab.gateway.directory().join("gate");
-    let _ = fs::remove_file(&gate); // of an earlier start
+/// Starts a daemon that cannot read the rules before the file `gate` is there.
+fn start(lab: &Lab, gate: &Path) -> Daemon {
+    let _ = fs::remove_file(gate); // of an earlier start
     let wait =
         format!("for i in $(seq 600); do [ -e {} ] && break; sleep 0.1; done", gate.display());
     // With `auto` the start waits longer for the rules, which select the back end.
-    let program = executable_with_slow_nft(lab, &wait);
-    Waiting { daemon: Daemon::start(&program, &lab.gateway, FAST_PATH).unwrap(), gate }
+    Daemon::start(&executable_with_slow_nft(lab, &wait), &lab.gateway, FAST_PATH).unwrap()
 }
 
 /// They restore whole packet marks, which `ip rule` compares, translate to a set of source ports, and name a zone.
@@ -53,24 +39,25 @@ fn the_table_has_what_late_rules_demand_and_keeps_it_at_a_restart() {
              iifname \"other\" ct zone set 7; }; }'
         nft 'table ip marks { chain pre { type filter hook prerouting priority mangle; \
              iifname \"lan\" ct mark 0 ct mark set 1; meta mark set ct mark; }; }'";
-    let mut waiting = start(&lab, rules);
+    lab.gateway.shell(rules).unwrap();
+    let gate = lab.gateway.directory().join("gate");
+    let mut daemon = start(&lab, &gate);
     let demanded = ["chain clear_restored_prerouting", ":40960-41023", "{ 0, 7 }"];
     let has_demanded = || {
         let table = lab.gateway.shell("nft list table inet ftp_alg").unwrap().stdout_text();
         demanded.map(|text| table.contains(text))
     };
     assert_eq!(has_demanded(), [false; 3], "read in time");
-    waiting.open_gate();
-    let daemon = &mut waiting.daemon;
+    fs::write(&gate, b"").unwrap();
     wait_for("the rules", || has_demanded() == [true; 3]);
     wait_for("the ports", || daemon.log().contains("data connections use the ports 40960-41023"));
     wait_for("the audit", || !daemon.status().unwrap()["problems"].is_null());
     let problems = daemon.status().unwrap()["problems"].to_string();
     assert!(!problems.contains("restored-marks"), "{problems}");
     daemon.stop().unwrap();
-    let waiting = start(&lab, "true");
-    assert_eq!(has_demanded(), [true; 3], "{}", waiting.daemon.log());
-    waiting.open_gate();
+    let daemon = start(&lab, &gate);
+    assert_eq!(has_demanded(), [true; 3], "{}", daemon.log());
+    fs::write(&gate, b"").unwrap();
 }
 
 #[test]

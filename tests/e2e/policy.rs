@@ -9,11 +9,6 @@ use crate::common::*;
 
 const PORT: &str = "PORT 192,168,150,80,14,178";
 
-/// A client that announced 3762, and waits; then ends properly or not.
-fn announced(after: &[Value]) -> Vec<Value> {
-    [login(), ask(PORT), vec![gate()], after.to_vec()].concat()
-}
-
 /// In the rules, and in the fast path's program.
 #[test]
 fn a_reload_closes_what_it_forbids() {
@@ -25,7 +20,7 @@ fn a_reload_closes_what_it_forbids() {
         let warnings = || gateway.daemon.log().matches("configuration: policy.auth-tls: ").count();
         wait_for("a warning of the configuration", || warnings() == 1);
         let lab = &gateway.lab;
-        let client = hold(lab, announced(&[say(PORT), reply()]));
+        let client = hold(lab, (login(), ask(PORT), gate(), ask(PORT)));
         assert_eq!(gateway.daemon.open_pinholes().unwrap().len(), 1, "fast path {fast_path}");
         reload(&gateway.daemon, &format!("{configuration}deny-ports = [3762]\n"));
         wait_for("the warning again", || warnings() == 2);
@@ -45,14 +40,9 @@ fn a_reload_also_forbids_what_a_rule_has_dropped() {
     let (lab, daemon) = (&gateway.lab, &gateway.daemon);
     // A server that takes zeros, so that the program opens for PORT.
     let _server = scripted_server(&lab.server, &json!({"greeting": "220 (vsFTPd 3.0.3)"}));
-    let client = hold(lab, announced(&[]));
-    lab.gateway
-        .nft(
-            "table ip block { chain forward { type filter hook forward priority -1
-                tcp dport 3762 drop
-            }; }",
-        )
-        .unwrap();
+    let client = hold(lab, (login(), ask(PORT), gate()));
+    let block = "type filter hook forward priority -1; tcp dport 3762 drop;";
+    lab.gateway.nft(&format!("table ip block {{ chain forward {{ {block} }}; }}")).unwrap();
     thread::scope(|scope| {
         let external = SocketAddr::from(([198, 51, 100, 1], 3762));
         let limit = scaled_timeout(Duration::from_secs(4));
@@ -60,8 +50,7 @@ fn a_reload_also_forbids_what_a_rule_has_dropped() {
         let connection = scope.spawn(move || lab.server.inside(connect).unwrap());
         wait_for("the first SYN", || fast_path(daemon)["admitted"] == 1);
         reload(daemon, &format!("policy.deny-ports = [3762]\n{FAST_PATH}"));
-        let in_use = "the new configuration is in use";
-        wait_for(in_use, || daemon.log().contains(in_use));
+        wait_for("the reload", || daemon.log().contains("the new configuration is in use"));
         lab.gateway.nft("delete table ip block").unwrap();
         let error = connection.join().unwrap().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");

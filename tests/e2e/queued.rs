@@ -2,24 +2,18 @@
 
 use crate::common::*;
 
-const PASSIVE_PORT: u16 = 50069;
-
 /// Packets that were queued for `transfers`, after the login.
 fn queued(topology: Topology, transfers: &[Vec<Value>]) -> u64 {
-    let (gateway, _server) =
-        served(topology, "queue.fast-path = \"off\"\n", json!({"passive_port": PASSIVE_PORT}));
+    let (gateway, _server) = served(topology, "queue.fast-path = \"off\"\n", json!({}));
     let lab = &gateway.lab;
-    let run = |steps: Vec<Value>| {
-        talk(lab, steps).ok();
-    };
     // With its end, which takes a moment.
     let counted = || {
         wait_for("the session to end", || gateway.count("sessions") == 0);
         gateway.count("packets")
     };
-    run(login());
+    talk(lab, login()).ok();
     let alone = counted();
-    run([login(), transfers.concat()].concat());
+    talk(lab, (login(), transfers)).ok();
     let all = counted();
     assert_eq!(gateway.count("pinholes_opened"), transfers.len() as u64);
     assert_eq!(gateway.count("unread_sessions"), 0);

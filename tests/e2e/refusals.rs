@@ -1,5 +1,7 @@
 //! What is refused is informed at once, in order: real servers answer, real clients hear the gateway's reason and go on.
 
+use serde::Serialize;
+
 use crate::common::*;
 
 /// But for the one that is announced, and two that might be chosen.
@@ -13,7 +15,7 @@ deny-ports = ["1024-20049", "20051-49151", "49154-65535"]
 /// The clients may go out without a pinhole.
 const ACCEPT_OUTGOING: &str = "insert rule inet gateway forward iifname lan accept";
 
-fn said(gateway: &Gateway, steps: &[Value]) -> Vec<String> {
+fn said(gateway: &Gateway, steps: impl Serialize) -> Vec<String> {
     let lab = &gateway.lab;
     let mut plan = plan(lab, steps);
     plan["listen"] = json!([20050]);
@@ -32,16 +34,18 @@ fn every_server_answers_in_order_and_its_client_hears_the_reason() {
         let server = Server::start(kind, &gateway.lab.server).unwrap();
         let (name, password) = server.login();
         let third = "PORT 198,51,100,66,14,180";
-        let mut steps = vec![reply(), say(&format!("USER {name}")), reply()];
-        // Before the login as well, where some servers would ask for that.
-        steps.extend([say(third), reply(), say(&format!("USER {name}")), reply()]);
-        steps.extend([say(&format!("PASS {password}")), reply()]);
-        steps.extend([say("AUTH TLS"), reply(), say("PASV"), reply(), say("EPSV"), reply()]);
-        steps.push(json!({"send": format!("TYPE I\r\n{third}\r\nNOOP\r\nEPRT |1|192.168.150.80|22|\r\nNOOP\r\n")}));
-        steps.extend([(); 5].map(|()| reply()));
-        // What is allowed works on the same connection.
-        steps.extend([say("PORT 192,168,150,80,78,82"), reply(), say("CWD pub"), reply()]);
-        let heard = said(&gateway, &steps);
+        let user = ask(&format!("USER {name}"));
+        let pipeline =
+            format!("TYPE I\r\n{third}\r\nNOOP\r\nEPRT |1|192.168.150.80|22|\r\nNOOP\r\n");
+        let steps = (
+            // Before the login as well, where some servers would ask for that.
+            (reply(), &user, ask(third), &user, ask(&format!("PASS {password}"))),
+            ["AUTH TLS", "PASV", "EPSV"].map(ask),
+            (json!({"send": pipeline}), [(); 5].map(|()| reply())),
+            // What is allowed works on the same connection.
+            ["PORT 192,168,150,80,78,82", "CWD pub"].map(ask),
+        );
+        let heard = said(&gateway, steps);
         let codes: Vec<_> = heard.iter().map(|line| &line[..3]).collect();
         let expected = [
             "220", "331", "504", "331", "230", "534", "227", "229", "200", "504", "200", "504",
