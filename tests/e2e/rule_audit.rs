@@ -111,12 +111,11 @@ with socket.create_connection((sys.argv[1], 21), float(sys.argv[2])) as control:
 
 #[test]
 fn random_rules_do_what_is_said_of_them() {
-    let number =
-        |name, default| std::env::var(name).map_or(default, |text: String| text.parse().unwrap());
-    let mut rng = Rng::new(number("FTP_ALG_SEED", 0));
+    let seed = std::env::var("FTP_ALG_SEED").map_or(0, |text| text.parse().unwrap());
+    let mut rng = Rng::new(seed);
     let lab = Lab::new(Topology::Routed).unwrap();
     let _servers = [&lab.server, &lab.client].map(|host| scripted_server(host, &json!({})));
-    for round in 0..number("FTP_ALG_ROUNDS", 12) {
+    for round in 0..rounds(12) {
         let rules = rules(&mut rng);
         lab.gateway
             .shell(&format!(

@@ -133,13 +133,9 @@ fn a_taken_group_costs_the_bytes_alone() {
     let other = lab.gateway.start(command, "nflog").unwrap();
     wait_for("the other reader", || other.log().contains("listening on"));
     let gateway = Gateway::on(lab, "");
-    assert!(
-        gateway.daemon.log().contains("nfnetlink_log group 2100: "),
-        "{}",
-        gateway.daemon.log()
-    );
-    let rules = gateway.lab.gateway.run("nft", &["list", "table", "inet", "ftp_alg"]).unwrap();
-    assert!(!rules.stdout_text().contains("log group"));
+    let log = gateway.daemon.log();
+    assert!(log.contains("nfnetlink_log group 2100: "), "{log}");
+    assert!(!gateway.lab.gateway.ruleset().unwrap().contains("log group"));
     let server = Server::start(ServerKind::Vsftpd, &gateway.lab.server).unwrap();
     for mode in MODES {
         curl(&gateway.lab, &server, mode).upload(&mode.to_string(), b"12345").unwrap();
@@ -157,23 +153,21 @@ fn transfers_are_written_to_a_file() {
         let log = format!("log.transfers = {file:?}\nlog.transfers-format = \"{format}\"\n");
         let gateway = Gateway::on(lab, &log);
         let server = Server::start(ServerKind::Vsftpd, &gateway.lab.server).unwrap();
-        for (reloads, name) in [(1, "first"), (2, "second")] {
+        for name in ["first", "second"] {
             curl(&gateway.lab, &server, Mode::Passive).upload(name, b"12345").unwrap();
             wait_for(name, || fs::read_to_string(&file).is_ok_and(|text| text.ends_with("\n")));
             let text = fs::read_to_string(&file).unwrap();
-            let end = format!("/{name}");
             if format == "json" {
                 let row = event_of(text.trim_end());
-                assert!(row["path"].as_str().unwrap().ends_with(&end), "{row}");
+                assert!(row["path"].as_str().unwrap().ends_with(&format!("/{name}")), "{row}");
                 assert_eq!((&row["event"], &row["bytes"]), (&json!("transfer"), &json!(5)));
             } else {
-                let expected = format!("{end} b _ i a {} ftp 0 * c\n", server.login().0);
-                assert!(text.ends_with(&expected) && text.contains(" 192.168.150.80 5 "), "{text}");
+                let end = format!("/{name} b _ i a {} ftp 0 * c\n", server.login().0);
+                assert!(text.lines().count() == 1 && text.ends_with(&end), "{text}");
             }
             fs::rename(&file, file.with_extension(name)).unwrap();
             signal(&gateway.daemon, "HUP");
-            let in_use = || gateway.daemon.log().matches("configuration is in use").count();
-            wait_for("the reload", || in_use() == reloads);
+            wait_for("the new file", || file.exists());
         }
         assert_eq!(gateway.daemon.status().unwrap()["transfers"]["unwritten"], 0);
     }
@@ -275,8 +269,6 @@ fn a_data_connection_without_an_answer_is_reported_without_a_command() {
     let silent = format!("SYN of 192.168.150.80 seen, no answer from {address}:40000");
     assert_eq!(missing()[3]["reason"], silent.as_str());
     drop(hanging);
-    let totals = &gateway.daemon.status().unwrap()["transfers"];
-    assert_eq!(totals["passive"]["no_data_connection"], 4, "{totals}");
     // It is not reported again with the session's end, and a client that cancels is not reported.
     rule("accept");
     let cancelled = hold(lab, json!([login_as(server.login()), ask("PASV"), gate()]));
