@@ -33,12 +33,10 @@ fn a_port_that_was_open_is_found_among_the_events() {
     let (gateway, _server) = served(Topology::Masquerade, "", json!({}));
     refused(&gateway);
     let said = |words: &[&str]| gateway.daemon.ask(words).unwrap().success().unwrap();
-    let hint = "no pinholes\nused ones: ftp-alg events --port 3762\n";
-    assert_eq!(said(&["pinholes", "--port", "3762"]).stdout_text(), hint);
+    assert!(said(&["pinholes", "--port", "3762"]).stdout_text().contains("events --port 3762"));
     let found = said(&["events", "--port", "3762", "--since", "1 hour ago"]);
-    let (shown, note) = (found.stdout_text(), found.stderr_text());
+    let shown = found.stdout_text();
     assert!(shown.contains("10.9.8.7:3762") && shown.lines().count() == 1, "{shown}");
-    assert!(note.starts_with("ftp-alg: stored events begin at 20"), "{note}");
     assert_eq!(said(&["events", "--port", "3763"]).stdout_text(), "");
 }
 

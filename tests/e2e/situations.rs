@@ -1,17 +1,11 @@
 //! Situations that people ask about, each as they have it: their numbers, their configuration.
 
-use std::net::IpAddr;
-
 use crate::common::{dialogues::Segments, *};
 
 /// Nothing is open any more, and nothing went wrong on the way.
 fn assert_all_closed(gateway: &Gateway) {
     gateway.assert_tidy();
     assert_eq!(gateway.lab.gateway.invalid_packets().unwrap(), 0);
-}
-
-fn v4(host: &Host) -> IpAddr {
-    host.address(V4)
 }
 
 /// Servers that learned long ago what they are called outside.
@@ -161,7 +155,7 @@ fn a_gateway_with_a_set_of_ports_uses_no_other() {
             wait_for("the set", || uses_set() && has_set());
         }
         let _server = scripted_server(&lab.server, &json!({}));
-        let round = [passive_transfer("PASV"), active_transfer(v4(&lab.client), 3762)];
+        let round = [passive_transfer("PASV"), active_transfer(lab.client.address(V4), 3762)];
         talk(lab, (login(), &round, &round, &round))
             .ok_in(format!("{set:?}, {fast_path}, {backend}"));
         assert_eq!(uses_set(), set.is_empty());
@@ -179,7 +173,7 @@ fn data_for_a_client_on_the_gateway_comes_from_the_address_that_it_dialled() {
     const PORT: u16 = 3762;
     for backend in ["nftables", "conntrack"] {
         let lab = lab_for(Topology::OnClient, backend);
-        let (client, server) = (v4(&lab.gateway), v4(&lab.server));
+        let (client, server) = (lab.gateway.address(V4), lab.server.address(V4));
         let lines = format!(
             "ip route add {DIALLED}/32 dev wan
              nft 'table ip own {{ chain out {{ type nat hook output priority -100; \

@@ -105,7 +105,7 @@ fn a_gateway_tries_for_itself() {
     // Its own rules are in the way; the daemon does not inspect this port.
     lab.gateway.nft("insert rule inet gateway output tcp dport 2121 accept").unwrap();
     let _uninspected = scripted_server(&lab.server, &json!({"port": 2121}));
-    let tried = attempt(&format!("ftp://{}:2121", server_address(lab)));
+    let tried = attempt(&format!("ftp://{}:2121", lab.server.address(V4)));
     assert_eq!(tried.failed(), MODES, "{}", tried.text);
     let drops = "dropped on this machine by the policy of inet gateway ";
     tried.assert_says("PASV", &[&format!("{drops}output")]);
@@ -132,25 +132,21 @@ fn without_the_daemon_data_connections_fail_and_login_does_not() {
     let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
     let tried = attempt(&lab.client, &url(&lab, Some(&server), V4), &[]);
     assert_eq!(tried.failed(), MODES, "{}", tried.text);
-    let to = format!("the data connection failed: connection to {}:", server_address(&lab));
+    let to = format!("the data connection failed: connection to {}:", lab.server.address(V4));
     tried.assert_says("EPSV", &[&to, "no answer to the SYN within 5 s"]);
     tried.assert_says("PORT", &[" refused: 500 Illegal PORT command"]);
     tried.assert_remedy("PASV", "ftp-alg doctor");
-}
-
-fn server_address(lab: &Lab) -> String {
-    lab.server.address(V4).to_string()
 }
 
 /// The control connection fails, and each further setting adds to the one before.
 #[test]
 fn what_is_in_the_way_of_a_control_connection_is_named() {
     let lab = Lab::new(Topology::Routed).unwrap();
-    let (url, refused_by) = (url(&lab, None, V4), server_address(&lab));
+    let url = url(&lab, None, V4);
     let interface = lab.interface(&lab.client);
     let rule = format!("-A OUTPUT -o {interface} -p tcp -m tcp --dport 21 -j DROP");
     for (host, setting, says) in [
-        (&lab.client, "true", format!("connection refused by {refused_by}:21")),
+        (&lab.client, "true", format!("connection refused by {}", lab.server_endpoint(V4))),
         (
             &lab.gateway,
             "nft insert rule inet gateway forward tcp dport 21 drop",
@@ -199,7 +195,7 @@ fn what_a_server_says_wrongly_is_reported_and_never_used() {
     let foreign = "227 Entering Passive Mode (198,51,100,66,200,10)";
     let tried = attempt_with(json!({"PASV": foreign, "EPRT": "500 no"}));
     assert_eq!((tried.failed(), tried.skipped()), (vec!["PASV"], vec!["EPRT"]), "{}", tried.text);
-    let dialled = format!("connection refused by {}:51210", server_address(&lab));
+    let dialled = format!("connection refused by {}:51210", lab.server.address(V4));
     tried.assert_says("PASV", &["227 announces 198.51.100.66, not the address of", &dialled]);
 
     let tried = attempt_with(json!({
