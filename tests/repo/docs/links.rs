@@ -16,7 +16,7 @@ fn anchor(heading: &str) -> String {
 }
 
 fn anchors(text: &str) -> Vec<String> {
-    let headings = lines(text, false).filter(|line| line.starts_with('#'));
+    let headings = lines(text).filter(|line| line.starts_with('#'));
     headings.map(|line| anchor(line.trim_start_matches('#').trim())).collect()
 }
 
@@ -26,7 +26,7 @@ fn every_link_leads_to_a_file_and_a_heading_and_some_link_to_every_page() {
     let (mut wrong, mut links) = (Vec::new(), HashMap::new());
     for (page, text) in pages() {
         let mut targets = Vec::new();
-        let all = lines(&text, false).flat_map(|line| line.split("](").skip(1));
+        let all = lines(&text).flat_map(|line| line.split("](").skip(1));
         for link in all.filter_map(|rest| rest.split(')').next()) {
             if link.contains("://") {
                 continue;

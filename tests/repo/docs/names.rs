@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, fs, process::Command};
 
-use super::pages::{pages, root, text};
+use super::pages::{named_pages, root, text};
 
 /// The files of the repository, and the text of each that is source.
 fn files() -> Vec<(String, String)> {
@@ -33,8 +33,7 @@ fn files_and_functions_that_pages_name_are_there() {
         files.iter().filter(move |(path, _)| format!("/{path}").ends_with(&end))
     };
     let mut wrong = Vec::new();
-    for (page, text) in pages() {
-        let page = page.strip_prefix(root()).unwrap().display().to_string();
+    for (page, text) in named_pages() {
         if page.starts_with("docs/decisions") || page.starts_with("benches/studies") {
             continue;
         }

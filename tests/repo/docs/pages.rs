@@ -35,12 +35,11 @@ pub fn pages() -> Vec<(PathBuf, String)> {
     pages.into_iter().map(|path| (path.clone(), fs::read_to_string(path).unwrap())).collect()
 }
 
-/// Lines outside of blocks of code, or those in them.
-pub fn lines(text: &str, in_code: bool) -> impl Iterator<Item = &str> {
-    let parts = text.split("\n```").enumerate();
-    let wanted = parts.filter(move |(number, _)| (number % 2 == 1) == in_code);
+/// Lines outside of blocks of code.
+pub fn lines(text: &str) -> impl Iterator<Item = &str> {
+    let parts = text.split("\n```").enumerate().step_by(2);
     // The first line of a part is behind its fence.
-    wanted.flat_map(|(number, part)| part.lines().skip(usize::from(number > 0)))
+    parts.flat_map(|(number, part)| part.lines().skip(usize::from(number > 0)))
 }
 
 /// A block of code.
@@ -52,38 +51,10 @@ pub struct Block {
     pub text: String,
 }
 
-/// Pages for newcomers and operators, besides README.md and the how-to pages.
-const FOR_OPERATORS: &str = "README commands configuration counters encrypted events fastpath \
-                             firewalls health limits metrics names-and-ports operate packaging \
-                             security setup troubleshooting uplinks what-opens";
-
 impl Block {
-    /// Whether its page is for newcomers or operators.
-    pub fn is_for_operators(&self) -> bool {
-        let page = self.page.as_str();
-        let is_named = || FOR_OPERATORS.split(' ').any(|name| page == format!("docs/{name}.md"));
-        page == "README.md" || page.starts_with("docs/howto/") || is_named()
-    }
-
-    /// Whether `tests/e2e/recipes/firewalld.rs` runs it: that test reads it from its page.
-    pub fn is_run_by_firewalld(&self) -> bool {
-        self.page == "docs/howto/firewalld.md" && self.text.contains("--new-policy=out")
-    }
-
     /// Page and first line, for messages.
     pub fn name(&self) -> String {
         format!("{}: {}", self.page, self.text.lines().next().unwrap_or_default())
-    }
-
-    /// Its commands: lines without comments and `sudo`, a backslash at a line's end continues it.
-    pub fn commands(&self) -> Vec<String> {
-        let whole = self.text.replace("\\\n", " ");
-        let lines = whole.lines().map(|line| match line.find(" #").or(line.find('#')) {
-            Some(comment) if comment == 0 || line[comment..].starts_with(" #") => &line[..comment],
-            _ => line,
-        });
-        let lines = lines.map(|line| line.trim().trim_start_matches("sudo ").trim().to_owned());
-        lines.filter(|line| !line.is_empty()).collect()
     }
 }
 
@@ -92,25 +63,48 @@ pub fn blocks(language: &str) -> Vec<Block> {
     all_blocks().into_iter().filter(|block| block.language == language).collect()
 }
 
-/// The blocks of code of all pages.
+/// Manual pages, and the language of their examples (`.EX` to `.EE`).
+const MANUAL: [(&str, &str); 3] =
+    [("ftp-alg.8.in", "sh"), ("ftp-alg.7", "nft"), ("ftp-alg.toml.5", "toml")];
+
+/// The blocks of code of all pages, and of the manual.
 pub fn all_blocks() -> Vec<Block> {
     let mut blocks = Vec::new();
-    for (path, text) in pages() {
-        let page = path.strip_prefix(root()).unwrap().display().to_string();
+    for (page, text) in named_pages() {
         for part in text.split("\n```").skip(1).step_by(2) {
             let (language, text) = part.split_once('\n').unwrap_or((part, ""));
             let (language, text) = (language.trim().to_owned(), format!("{text}\n"));
             blocks.push(Block { page: page.clone(), language, text });
         }
     }
+    for (name, language) in MANUAL {
+        let page = format!("packaging/man/{name}");
+        let text = text(&page).replace("\\-", "-").replace("\\(dq", "\"");
+        let examples = text.split(".EX\n").skip(1).filter_map(|rest| rest.split(".EE").next());
+        blocks.extend(examples.map(|text| Block {
+            page: page.clone(),
+            language: language.to_owned(),
+            text: text.to_owned(),
+        }));
+    }
     blocks
 }
 
-/// The examples (`.EX` to `.EE`) of the manual page `name`, as a reader sees them.
-pub fn manual_examples(name: &str) -> Vec<String> {
-    let page = text(&format!("packaging/man/{name}")).replace("\\-", "-").replace("\\(dq", "\"");
-    let examples = page.split(".EX\n").skip(1).filter_map(|rest| rest.split(".EE").next());
-    examples.map(str::to_owned).collect()
+/// What pages have in backquotes outside of blocks, each with its page.
+pub fn spans() -> Vec<(String, String)> {
+    let mut spans = Vec::new();
+    for (page, text) in named_pages() {
+        let parts = lines(&text).flat_map(|line| line.split('`').skip(1).step_by(2));
+        spans.extend(parts.map(|span| (page.clone(), span.to_owned())));
+    }
+    spans
+}
+
+/// The pages by their paths in the repository, with their texts.
+pub fn named_pages() -> impl Iterator<Item = (String, String)> {
+    pages()
+        .into_iter()
+        .map(|(path, text)| (path.strip_prefix(root()).unwrap().display().to_string(), text))
 }
 
 /// The names that `name` stands for: `a.{b,c}` for `a.b` and `a.c`.
