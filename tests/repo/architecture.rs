@@ -50,15 +50,11 @@ impl Crate {
         let files = sources(directory)
             .into_iter()
             .filter(|file| !is_test(file) && !file.ends_with("main.rs"));
-        let texts = files.map(|file| {
+        let modules = files.map(|file| {
             let module = module_path(file.strip_prefix(root().join(directory)).unwrap());
-            (module, fs::read_to_string(&file).unwrap())
+            (module, paths(&fs::read_to_string(&file).unwrap()))
         });
-        Self::from_texts(texts)
-    }
-
-    fn from_texts(texts: impl Iterator<Item = (ModulePath, String)>) -> Self {
-        Self(texts.map(|(module, text)| (module, paths(&text))).collect())
+        Self(modules.collect())
     }
 
     /// The modules that `from` names, each as far down as there are files.
@@ -204,42 +200,6 @@ fn unsafe_code_is_allowed_only_at_the_kernels_edge() {
     }
 }
 
-#[test]
-fn every_file_opens_with_its_purpose() {
-    for file in ["src", "crates", "tests", "benches", "fuzz/targets"].into_iter().flat_map(sources)
-    {
-        let text = fs::read_to_string(&file).unwrap();
-        assert!(text.starts_with("//! "), "{}: does not open with //!", file.display());
-    }
-}
-
-/// What the tests above rest upon.
-#[test]
-fn a_circle_is_found_through_a_room() {
-    let graph = |texts: [(&str, &str); 6]| {
-        let path = |name: &str| {
-            name.split("::").filter(|part| !part.is_empty()).map(str::to_owned).collect()
-        };
-        Crate::from_texts(texts.into_iter().map(|(name, text)| (path(name), text.to_owned())))
-            .siblings()
-    };
-    let modules = |text| {
-        [
-            ("a", ""),
-            ("b", ""),
-            ("a::w", ""),
-            ("a::x", "use crate::{c, b::{self, y}};"),
-            ("b::y", "use super::z;"),
-            ("b::z", text),
-        ]
-    };
-    let with_circle = circles(graph(modules("fn f(x: &super::super::a::w::X) {}")));
-    assert_eq!(with_circle.into_keys().collect::<Vec<_>>(), ["a", "b"]);
-    for without in ["#[cfg(test)]\nmod tests { use crate::a; }", "// crate::a", "use x::self::a;"] {
-        assert_eq!(circles(graph(modules(without))), Graph::new());
-    }
-}
-
 fn is_test(file: &Path) -> bool {
     file.to_string_lossy().ends_with("tests.rs")
 }
@@ -259,12 +219,12 @@ fn crates() -> Vec<String> {
     names.map(|name| format!("crates/{name}/src")).chain(others).collect()
 }
 
-fn root() -> &'static Path {
+pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
 /// The Rust files under `directory`.
-fn sources(directory: &str) -> Vec<PathBuf> {
+pub fn sources(directory: &str) -> Vec<PathBuf> {
     let mut files = Vec::new();
     let mut directories = vec![root().join(directory)];
     while let Some(directory) = directories.pop() {
