@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-use crate::{alone, deb, make, output, root, run, said};
+use crate::{alone, deb, make, output, root};
 
 /// Every file but the recipes, whose list is the directory's.
 const FILES: [&str; 17] = [
@@ -101,12 +101,16 @@ fn the_package_says_what_it_is_and_needs() {
 }
 
 #[test]
-fn lintian_finds_no_error() {
-    let lint = run(
-        "lintian",
-        &["--allow-root".as_ref(), "--fail-on".as_ref(), "error".as_ref(), deb().as_os_str()],
+fn lintian_and_shellcheck_find_no_error() {
+    let deb = deb();
+    output("lintian", &["--allow-root", "--fail-on", "error", deb.to_str().unwrap()]);
+    output("shellcheck", &["--norc", "packaging/image", "tests/packaging/openwrt.sh"]);
+    let openwrt =
+        ["ftp-alg.init", "postinst", "prerm"].map(|name| format!("packaging/openwrt/{name}"));
+    output(
+        "shellcheck",
+        &[&["--norc".to_owned(), "--shell=dash".to_owned()], &openwrt[..]].concat(),
     );
-    assert!(lint.status.success(), "{}", said(&lint));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fs};
 
 use serde_json::Value;
 
-use crate::{make, output, packaging, root, run, said};
+use crate::{make, output, packaging, root};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -61,13 +61,6 @@ fn the_seccomp_profile_has_the_calls_of_the_daemon_and_no_privileged_ones() {
     {
         assert!(!allowed.contains(call), "{call}");
     }
-}
-
-#[test]
-fn shellcheck_finds_nothing_in_the_script() {
-    let script = packaging("image");
-    let found = run("shellcheck", &["--norc".as_ref(), script.as_os_str()]);
-    assert!(found.status.success(), "{}", said(&found));
 }
 
 #[test]

@@ -13,18 +13,6 @@ fn page() -> String {
     fs::read_to_string(root().join("docs/howto/kubernetes.md")).unwrap()
 }
 
-/// The lines of the page below `heading`.
-fn section(heading: &str) -> String {
-    let page = page();
-    let (_, below) = page.split_once(&format!("\n## {heading}\n")).unwrap();
-    below.split("\n## ").next().unwrap().to_owned()
-}
-
-/// The words in backquotes of `text`.
-fn quoted(text: &str) -> BTreeSet<String> {
-    text.split('`').skip(1).step_by(2).map(str::to_owned).collect()
-}
-
 /// The values of `key: VALUE` in `text`.
 fn values<'a>(text: &'a str, key: &'a str) -> impl Iterator<Item = &'a str> {
     text.lines().filter_map(move |line| {
@@ -38,10 +26,13 @@ fn the_page_has_the_rights_and_the_mounts_of_the_manifest() {
     let added = values(&manifest, "add").next().unwrap().trim_matches(['[', ']']);
     assert_eq!(values(&manifest, "drop").next(), Some("[ALL]"));
     let mounts = values(&manifest, "mountPath");
-    let has: BTreeSet<String> = added.split(", ").chain(mounts).map(str::to_owned).collect();
-    let section = section("What the pod may do");
-    let rows = section.lines().filter_map(|line| line.strip_prefix("| ")?.split(" | ").next());
-    assert_eq!(rows.flat_map(quoted).collect::<BTreeSet<_>>(), has);
+    let has: BTreeSet<_> = added.split(", ").chain(mounts).collect();
+    let page = page();
+    let (_, below) = page.split_once("\n## What the pod may do\n").unwrap();
+    let section = below.split("\n## ").next().unwrap();
+    let cells = section.lines().filter_map(|line| line.strip_prefix("| ")?.split(" | ").next());
+    let named = cells.flat_map(|cell| cell.split('`').skip(1).step_by(2));
+    assert_eq!(named.collect::<BTreeSet<_>>(), has);
     // They are from the node, but the configuration.
     let paths: Vec<_> = values(&manifest, "path").collect();
     assert_eq!(paths, ["/run/ftp-alg", "/sys/fs/bpf"]);

@@ -66,40 +66,6 @@ fn the_package_has_these_files_and_is_the_same_each_time() {
 }
 
 #[test]
-fn the_feed_takes_this_version() {
-    let recipe = fs::read_to_string(packaging("openwrt/feed/ftp-alg/Makefile")).unwrap();
-    let version = format!("\nSOURCE_VERSION:={}\n", env!("CARGO_PKG_VERSION"));
-    assert!(recipe.contains(&version), "{recipe}");
-}
-
-#[test]
-fn the_scripts_have_no_finding() {
-    for script in ["ftp-alg.init", "postinst", "prerm"] {
-        let script = packaging("openwrt").join(script);
-        let found = output("shellcheck", &["--norc", "--shell=dash", script.to_str().unwrap()]);
-        assert_eq!(found, "");
-    }
-    output("shellcheck", &["--norc", "tests/packaging/openwrt.sh"]);
-}
-
-#[test]
-fn the_service_starts_and_reloads() {
-    // As rc.common sources it, with procd's functions that print.
-    let printing = ["open_instance", "set_param", "close_instance", "send_signal"]
-        .map(|name| format!("procd_{name}() {{ echo {name} \"$@\"; }}\n"));
-    let lines = format!(
-        "{}. {}\necho $USE_PROCD $START\nstart_service\nreload_service",
-        printing.concat(),
-        packaging("openwrt/ftp-alg.init").display()
-    );
-    let printed = said(&run("busybox", &["ash", "-euc", &lines]));
-    let expected = "1 21\nopen_instance\nset_param command /usr/sbin/ftp-alg run\n\
-                    set_param respawn 3600 1 0\nset_param stderr 1\nclose_instance\n\
-                    send_signal ftp-alg * HUP\n";
-    assert_eq!(printed, expected);
-}
-
-#[test]
 #[ignore = "nightly: builds the static program"]
 fn the_static_program_serves_a_root_of_busybox() {
     let _alone = alone();

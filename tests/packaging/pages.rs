@@ -18,6 +18,7 @@ fn the_pages_are_well_formed_and_name_this_version() {
     let version = format!("\"ftp-alg {}\"", env!("CARGO_PKG_VERSION"));
     for page in pages {
         let text = fs::read_to_string(&page).unwrap();
+        assert!(!text.contains("S@"), "{}: a placeholder is left", page.display());
         let title = text.lines().find(|line| line.starts_with(".TH ")).unwrap();
         assert!(title.contains(&version), "{}: {title}", page.display());
         let page = page.to_str().unwrap();
@@ -28,24 +29,6 @@ fn the_pages_are_well_formed_and_name_this_version() {
             &["--warnings", "--local-file", "--encoding=UTF-8", "--troff-device=utf8", page],
         );
         assert!(rendered.stderr.is_empty(), "{}", said(&rendered));
-    }
-}
-
-#[test]
-fn the_page_of_the_commands_has_them_all() {
-    let (_directory, [page, ..]) = pages();
-    let text = fs::read_to_string(page).unwrap();
-    let help = output(PROGRAM, &["--help"]);
-    let commands = help.lines().skip_while(|line| *line != "Set up:");
-    let commands = commands.take_while(|line| *line != "Options:");
-    let names: Vec<_> =
-        commands.filter_map(|line| line.strip_prefix("  ")?.split(' ').next()).collect();
-    assert!(names.len() > 9, "{names:?}");
-    for name in names.into_iter().filter(|name| !name.is_empty()) {
-        assert!(text.contains(&format!(".SS \"ftp\\-alg {}", name.replace('-', "\\-"))), "{name}");
-    }
-    for placeholder in ["@SYNOPSIS@", "@COMMANDS@", "@PROBLEMS@"] {
-        assert!(!text.contains(placeholder), "{placeholder} is left");
     }
 }
 

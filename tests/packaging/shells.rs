@@ -4,39 +4,29 @@ use std::fs;
 
 use crate::{PROGRAM, output};
 
-/// What `script` prints in `shell`, with the completions for it in the file `$1`.
-fn complete(shell: &str, options: &[&str], script: &str) -> String {
-    let directory = tempfile::tempdir().unwrap();
-    let file = directory.path().join("completions");
-    fs::write(&file, output(PROGRAM, &["completions", shell])).unwrap();
-    let script = script.replace("$FILE", file.to_str().unwrap());
-    output(shell, &[options, &["-c", &script]].concat())
-}
+const BASH: &str = "source $FILE; complete -p ftp-alg >/dev/null || exit 1
+    try() { COMP_WORDS=(ftp-alg \"$@\"); COMP_CWORD=$#; \
+            _ftp__alg ftp-alg \"${@: -1}\" \"${COMP_WORDS[$#-1]}\"; echo \"${COMPREPLY[@]}\"; }
+    try st; try status --j; try completions ''";
+const ZSH: &str = "autoload -Uz compinit && compinit -D && source $FILE && \
+                   echo $_comps[ftp-alg] && whence -w _ftp-alg";
+const FISH: &str = "source $FILE; complete -C 'ftp-alg st'; complete -C 'ftp-alg status --j'";
 
 #[test]
-fn bash_completes_commands_and_options() {
-    let script = "source $FILE; complete -p ftp-alg >/dev/null || exit 1
-        try() { COMP_WORDS=(ftp-alg \"$@\"); COMP_CWORD=$#; \
-                _ftp__alg ftp-alg \"${@: -1}\" \"${COMP_WORDS[$#-1]}\"; echo \"${COMPREPLY[@]}\"; }
-        try st; try status --j; try completions ''; try ''";
-    let said = complete("bash", &["--norc"], script);
-    let lines: Vec<_> = said.lines().collect();
-    assert_eq!(lines[..2], ["status", "--json"], "{said}");
-    assert!(lines[2].contains("bash fish zsh"), "{said}");
-    assert!(lines[3].contains("doctor") && !lines[3].contains("broker"), "{said}");
-}
-
-#[test]
-fn zsh_takes_the_completions() {
-    let script = "autoload -Uz compinit && compinit -D && source $FILE && \
-                  echo $_comps[ftp-alg] && whence -w _ftp-alg";
-    assert_eq!(complete("zsh", &["-f"], script), "_ftp-alg\n_ftp-alg: function\n");
-}
-
-#[test]
-fn fish_completes_commands_and_options() {
-    let script = "source $FILE; complete -C 'ftp-alg st'; complete -C 'ftp-alg status --j'";
-    let said = complete("fish", &["--no-config"], script);
-    let words: Vec<_> = said.lines().filter_map(|line| line.split('\t').next()).collect();
-    assert_eq!(words, ["status", "--json"]);
+fn shells_complete_commands_and_options() {
+    for (shell, option, script, expected) in [
+        ("bash", "--norc", BASH, &["status", "--json", "bash fish zsh"][..]),
+        ("zsh", "-f", ZSH, &["_ftp-alg", "_ftp-alg: function"]),
+        ("fish", "--no-config", FISH, &["status\t", "--json\t"]),
+    ] {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("completions");
+        fs::write(&file, output(PROGRAM, &["completions", shell])).unwrap();
+        let script = script.replace("$FILE", file.to_str().unwrap());
+        let said = output(shell, &[option, "-c", &script]);
+        assert_eq!(said.lines().count(), expected.len(), "{shell}: {said}");
+        for (line, expected) in said.lines().zip(expected) {
+            assert!(line.contains(expected), "{shell}: {said}");
+        }
+    }
 }

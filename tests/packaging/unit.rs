@@ -1,4 +1,4 @@
-//! The unit and its user, as systemd's own tools see them.
+//! The unit, as systemd's own tools see it. `tests/installed` starts, hangs and reloads it; chroot.sh makes its user.
 
 use std::fs;
 
@@ -35,29 +35,6 @@ fn the_unit_is_understood() {
     assert!(verified.status.success() && said(&verified).is_empty(), "{}", said(&verified));
 }
 
-#[test]
-fn the_unit_has_a_watchdog_that_the_daemon_itself_feeds() {
-    let unit = fs::read_to_string(packaging("ftp-alg.service")).unwrap();
-    let value = |key: &str| unit.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
-    let limit: u64 = value("WatchdogSec").unwrap().trim_end_matches('s').parse().unwrap();
-    // Longer than what hangs may keep control connections waiting, and not much longer.
-    assert!((6..=20).contains(&limit), "{limit}");
-    assert_eq!(value("NotifyAccess"), Some("main"));
-    // Which a watchdog's end is one of.
-    assert_eq!(value("Restart"), Some("on-failure"));
-}
-
-/// Otherwise nobody learns of an invalid file before the next start, which fails.
-#[test]
-fn a_reload_with_an_invalid_configuration_fails() {
-    let unit = fs::read_to_string(packaging("ftp-alg.service")).unwrap();
-    let steps: Vec<_> = unit.lines().filter_map(|line| line.strip_prefix("ExecReload=")).collect();
-    let start = unit.lines().find_map(|line| line.strip_prefix("ExecStart=")).unwrap();
-    // It reads the file that the daemon reads.
-    let check = start.replace(" run", " check");
-    assert_eq!(steps, ["/bin/kill -HUP $MAINPID", check.as_str()]);
-}
-
 /// Any user may make one, where the BPF file system is not root's alone.
 #[test]
 fn the_unit_gives_away_no_target_of_a_symbolic_link() {
@@ -75,19 +52,4 @@ fn the_unit_gives_away_no_target_of_a_symbolic_link() {
     assert_eq!(run_with("ln -s target ftp-alg").lines().next(), Some("0:755"));
     assert_eq!(run_with("true"), "0:755\n1:700\n");
     assert_eq!(run_with("mkdir -m 700 ftp-alg"), "0:755\n1:700\n");
-}
-
-#[test]
-fn the_units_user_is_made() {
-    let root = tempfile::tempdir().unwrap();
-    let installed = root.path().join("usr/lib/sysusers.d");
-    fs::create_dir_all(&installed).unwrap();
-    fs::create_dir(root.path().join("etc")).unwrap();
-    fs::copy(packaging("ftp-alg.sysusers"), installed.join("ftp-alg.conf")).unwrap();
-    let made = run("systemd-sysusers", &["--root", root.path().to_str().unwrap()]);
-    assert!(made.status.success(), "{}", said(&made));
-    let accounts = fs::read_to_string(root.path().join("etc/passwd")).unwrap();
-    let unit = fs::read_to_string(packaging("ftp-alg.service")).unwrap();
-    let user = unit.lines().find_map(|line| line.strip_prefix("User=")).unwrap();
-    assert!(accounts.lines().any(|line| line.starts_with(&format!("{user}:"))), "{accounts}");
 }

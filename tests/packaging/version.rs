@@ -15,6 +15,8 @@ fn every_version_is_the_same() {
     let changelog = fs::read_to_string(packaging("deb/changelog")).unwrap();
     let debian = VERSION.replace('-', "~");
     assert!(changelog.starts_with(&format!("ftp-alg ({debian}-1) ")), "{changelog}");
+    let recipe = fs::read_to_string(packaging("openwrt/feed/ftp-alg/Makefile")).unwrap();
+    assert!(recipe.contains(&format!("\nSOURCE_VERSION:={VERSION}\n")), "{recipe}");
     let said = output(PROGRAM, &["version"]);
     assert!(said.starts_with(&format!("ftp-alg {VERSION}")), "{said}");
     assert_eq!(said, output(PROGRAM, &["--version"]));
