@@ -1,6 +1,6 @@
 //! Announcements: the pinhole that each opens, and the rewrite of its address.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
+use std::net::TcpListener;
 
 use super::{layout::*, scene::*};
 
@@ -17,8 +17,7 @@ fn no_pinhole_is_opened_without_a_heartbeat() {
             talk.before.dialogue = dialogue;
             talk.hand_over();
             if is_alive {
-                let frame = talk.frame(side, line);
-                talk.inspected(&frame, &frame.payload.clone());
+                talk.inspected(&talk.frame(side, line));
             } else {
                 talk.line_hands_back(side, line);
             }
@@ -30,36 +29,30 @@ fn no_pinhole_is_opened_without_a_heartbeat() {
 #[test]
 fn no_pinhole_is_opened_where_this_machine_listens() {
     let families = [
-        (routed(), IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv4Addr::UNSPECIFIED)),
-        (routed6(), Ipv6Addr::LOCALHOST.into(), Ipv6Addr::UNSPECIFIED.into()),
+        (routed(), "127.0.0.1", ["0.0.0.0", "127.0.0.1"], "EPRT |1|10.0.0.2|"),
+        (routed6(), "::1", ["::", "::1"], "EPRT |2|2001:db8:1::2|"),
     ];
-    for (flow, here, bound) in
-        families.into_iter().flat_map(|(flow, here, any)| [(flow, here, here), (flow, here, any)])
-    {
-        let listener = TcpListener::bind((bound, 0)).unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let (high, low) = (port >> 8, port & 255);
-        let mut cases = vec![(Side::Server, EPSV_PENDING, format!("229 (|||{port}|)"))];
-        if here.is_ipv4() {
-            cases.extend([
-                (Side::Client, READY, format!("PORT 10,0,0,2,{high},{low}")),
-                (Side::Client, READY, format!("EPRT |1|10.0.0.2|{port}|")),
-                (Side::Server, PASV_PENDING, format!("227 (192,0,2,9,{high},{low})")),
-            ]);
-        } else {
-            cases.push((Side::Client, READY, format!("EPRT |2|2001:db8:1::2|{port}|")));
-        }
-        let mut talk = Talk::new(Flow { active_arrival: here, passive_arrival: here, ..flow });
-        for (side, dialogue, line) in &cases {
-            talk.before.dialogue = *dialogue;
-            talk.hand_over();
-            talk.line_hands_back(*side, format!("{line}\r\n"));
-        }
-        drop(listener);
-        for (side, dialogue, line) in &cases {
-            talk.before.dialogue = *dialogue;
-            talk.hand_over();
-            talk.says(*side, line);
+    for (flow, here, bound, eprt) in families {
+        let arrival = ip(here);
+        let mut talk =
+            Talk::new(Flow { active_arrival: arrival, passive_arrival: arrival, ..flow });
+        for bound in bound {
+            let listener = TcpListener::bind((ip(bound), 0)).unwrap();
+            let port = listener.local_addr().unwrap().port();
+            let lines = [
+                (Side::Server, EPSV_PENDING, format!("229 (|||{port}|)")),
+                (Side::Client, READY, format!("{eprt}{port}|")),
+            ];
+            let mut each = |says: fn(&mut Talk, Side, &str)| {
+                for (side, dialogue, line) in &lines {
+                    talk.before.dialogue = *dialogue;
+                    talk.hand_over();
+                    says(&mut talk, *side, line);
+                }
+            };
+            each(|talk, side, line| talk.line_hands_back(side, format!("{line}\r\n")));
+            drop(listener);
+            each(Talk::says);
         }
     }
     // If the announced end is this machine itself, a listener is expected.

@@ -29,6 +29,17 @@ fn a_packet_from_where_its_sender_is_not_is_ignored() {
     }
 }
 
+#[test]
+fn packets_of_no_flow_are_ignored() {
+    let mut talk = Talk::new(routed());
+    let good = talk.frame(Side::Client, "NOOP\r\n");
+    let other_port = SocketAddr::new(good.source.ip(), 40001);
+    talk.is_ignored(&Frame { source: other_port, ..good.clone() });
+    let other_address = SocketAddr::new(ip("10.0.0.3"), good.source.port());
+    talk.is_ignored(&Frame { source: other_address, ..good.clone() });
+    talk.is_ignored(&Frame { fragment_offset: 1, ..good });
+}
+
 /// With these extension headers before the TCP header: their numbers, and 8 bytes each.
 fn extended(bytes: &[u8], headers: &[u8]) -> Vec<u8> {
     let mut extended = bytes.to_vec();
@@ -62,7 +73,7 @@ fn a_packet_with_extension_headers_returns_its_flow_and_is_not_admitted() {
         }
     }
     assert!(talk.scene.pinhole(key).is_some());
-    talk.inspected(&line, b"EPSV\r\n");
+    talk.inspected(&line);
 }
 
 /// The kernel drops it.
@@ -82,5 +93,5 @@ fn an_ipv6_packet_with_mapped_addresses_belongs_to_no_ipv4_flow() {
         talk.is_ignored(&Frame { source, destination, ..frame });
     }
     assert!(talk.scene.pinhole(key).is_some());
-    talk.inspected(&line, b"PASV\r\n");
+    talk.inspected(&line);
 }

@@ -1,53 +1,12 @@
 //! Retransmitted SYNs of data connections. They are admitted again as long as they have no answer, because a filter may
 //! have dropped them. They must not consume the pinhole of another connection between the same ends.
 
-use std::net::SocketAddr;
-
 use super::{
-    data::{is_admitted_with, pinhole, syn},
+    data::{KEY, is_admitted, pinhole, syn},
     frames::*,
     layout::*,
     scene::*,
 };
-
-fn tuple_of(syn: &Frame) -> PacketTuple {
-    PacketTuple::new(syn.source, syn.destination)
-}
-
-fn answer(syn: &Frame, ack: u32) -> Frame {
-    Frame { ack, ..Frame::new(syn.destination, syn.source, SYN | ACK) }
-}
-
-/// A rule that limits new connections drops it, for instance. Its retransmission must not be lost as well.
-#[test]
-fn a_syn_without_an_answer_is_admitted_again() {
-    for is_translated in [false, true] {
-        let mut scene = Scene::new();
-        scene.set_pinhole(KEY, numbered(3));
-        let syn = Frame { seq: 7000, ..syn(KEY) };
-        assert!(is_admitted(&scene, &syn));
-        let wrong = Frame { checksum: Checksum::WrongBy(1), ..syn.clone() };
-        assert!(!is_admitted(&scene, &wrong));
-        // If the rules have a pinhole for it, they decide.
-        scene.set_rules_pinhole(KEY, u64::MAX);
-        assert!(!is_admitted(&scene, &syn), "a pinhole of the rules");
-        scene.set_rules_pinhole(KEY, now() - 1);
-        scene.run(&answer(&syn, 7000));
-        for _ in 0..2 {
-            assert!(is_admitted(&scene, &syn));
-        }
-        assert_eq!(scene.counts()[ADMITTED], 1);
-
-        let mut answer = answer(&syn, 7001);
-        if is_translated {
-            // NAT has translated the SYN. The answer has its port.
-            answer.source.set_ip(ip("192.168.1.1"));
-            answer.destination = SocketAddr::new(ip("192.168.1.2"), 9999);
-        }
-        scene.run(&answer);
-        assert!(!is_admitted(&scene, &syn), "answered");
-    }
-}
 
 #[test]
 fn a_syn_is_admitted_again_for_35_seconds_unless_the_daemon_ends_that() {
@@ -62,6 +21,7 @@ fn a_syn_is_admitted_again_for_35_seconds_unless_the_daemon_ends_that() {
     }
     scene.set_admitted_syn(&syn(KEY), known);
     assert!(is_admitted(&scene, &syn(KEY)));
+    assert_eq!(scene.counts()[ADMITTED], 1);
     scene.readmission_start.set(0, now(), 0).unwrap();
     assert!(!is_admitted(&scene, &syn(KEY)));
     scene.set_pinhole(KEY, numbered(4));
@@ -73,14 +33,8 @@ fn a_syn_is_admitted_again_for_35_seconds_unless_the_daemon_ends_that() {
     assert!(!is_admitted(&scene, &later));
 }
 
-const KEY: PinholeKey = super::data::KEY;
-
 fn numbered(line: u32) -> Pinhole {
     Pinhole { line, ..pinhole(u64::MAX) }
-}
-
-fn is_admitted(scene: &Scene, frame: &Frame) -> bool {
-    is_admitted_with(scene, frame, pinhole(0).mark)
 }
 
 /// Some hosts begin every connection with the same sequence number.
@@ -92,7 +46,8 @@ fn a_syn_is_known_for_two_minutes() {
     assert!(is_admitted(&scene, &syn(KEY)));
     let known = scene.admitted_syn(&syn(KEY)).unwrap();
     assert!((before..=now()).contains(&(known.until - 120 * SECOND)), "{known:?}");
-    assert_eq!((known.flow, known.line, known.tuple), (ID, 3, tuple_of(&syn(KEY))));
+    let tuple = PacketTuple::new(syn(KEY).source, syn(KEY).destination);
+    assert_eq!((known.flow, known.line, known.tuple), (ID, 3, tuple));
     scene.set_pinhole(KEY, numbered(4));
     let until = now() + 60 * SECOND;
     scene.set_admitted_syn(&syn(KEY), AdmittedSyn { until, ..known });

@@ -60,10 +60,11 @@ fn program_and_model_decide_random_dialogues_alike() {
 }
 
 /// What happens in 12,000 dialogues, and more than how often.
-const LEAST: [(&str, usize); 20] = [
+const LEAST: [(&str, usize); 21] = [
     ("handed back", 500),
     ("other IP headers handed back", 20),
     ("wrong checksums handed back", 20),
+    ("behind what was handed back", 500),
     ("dropped by the kernel", 200),
     ("retransmitted", 500),
     ("lines", 500),
@@ -149,7 +150,7 @@ impl Walk {
                 foreign.extend(self.insert_foreign(id, &flow, rng));
             }
             self.packet(id, &mut flow, side, &frame);
-            if flow.handed_over == 0 {
+            if flow.handed_over == 0 && rng.chance(0.5) {
                 break;
             }
             frames.push((side, frame));
@@ -201,10 +202,11 @@ impl Walk {
 
     fn packet(&mut self, id: u64, flow: &mut Flow, side: Side, frame: &Frame) {
         self.packets += 1;
-        if is_dropped(frame) {
+        if is_dropped(frame) || flow.handed_over == 0 {
             assert_eq!(self.scene.run(frame), unchanged(frame), "{frame:?}");
             assert_eq!((self.scene.flow(id), self.scene.lines()), (*flow, vec![]), "{frame:?}");
-            self.count("dropped by the kernel", true);
+            self.count("dropped by the kernel", is_dropped(frame));
+            self.count("behind what was handed back", flow.handed_over == 0);
             return;
         }
         let is_right = frame.checksum == Checksum::Right;
@@ -220,17 +222,19 @@ impl Walk {
             payload: &frame.payload,
         };
         let (before, is_v6) = (*flow, flow.client.is_ipv6());
-        let expected = decide(id, flow, &mut self.pinholes, &self.barred, &segment);
+        let expected = if frame.payload.is_empty() && frame.flags & (SYN | RST | URG) != 0 {
+            flow.handed_over = 0;
+            Expected::HandBack
+        } else {
+            decide(id, flow, &mut self.pinholes, &self.barred, &segment)
+        };
         let outcome = self.scene.run(frame);
         let lines = self.scene.lines();
         let what = format!("{frame:?}\nof {before:?}\nexpected: {expected:?}");
         let (passed, opened) = match &expected {
             Expected::MarkOnly => {
-                let mark = if frame.mark == 0 && before.handed_over == 1 && is_plain(frame) {
-                    INSPECTED_MARK
-                } else {
-                    frame.mark
-                };
+                let is_marked = frame.mark == 0 && is_plain(frame);
+                let mark = if is_marked { INSPECTED_MARK } else { frame.mark };
                 assert_eq!(outcome, Outcome { mark, ..unchanged(frame) }, "{what}");
                 assert_eq!(lines, [], "{what}");
                 (None, None)
@@ -315,16 +319,21 @@ impl Walk {
             let is_admitted = self.is_admitted(key, seq);
             self.count("SYNs retransmitted", !is_admitted);
             if rng.chance(0.3) {
-                self.answer(key, seq + u32::from(rng.chance(0.8)));
+                self.answer(key, seq + u32::from(rng.chance(0.8)), rng);
             }
         }
         let is_admitted = self.is_admitted(key, seq);
         self.count("SYNs admitted again", is_admitted);
     }
 
-    fn answer(&mut self, key: PinholeKey, ack: u32) {
+    fn answer(&mut self, key: PinholeKey, ack: u32, rng: &mut Rng) {
         let Frame { source, destination, .. } = syn(key);
-        let answer = Frame { ack, ..Frame::new(destination, source, SYN | ACK) };
+        let mut answer = Frame { ack, ..Frame::new(destination, source, SYN | ACK) };
+        if rng.chance(0.5) {
+            // NAT has translated the SYN. The answer has its port.
+            answer.source.set_ip(key.initiator);
+            answer.destination = SocketAddr::new(key.arrival, 9999);
+        }
         assert_eq!(self.scene.run(&answer).mark, 0);
         self.admitted_syns.answer(destination.port(), ack);
     }
@@ -651,8 +660,8 @@ fn change_headers(rng: &mut Rng, frame: &mut Frame) {
         7 => frame.ack = frame.ack.wrapping_add(difference),
         8 => frame.flags |= *rng.pick(&[ECE, CWR, NS]),
         9 => frame.mark = *rng.pick(&[1, INSPECTED_MARK, u32::MAX]),
+        _ if rng.chance(0.5) => frame.flags ^= *rng.pick(&[ACK, FIN, SYN, RST, URG]),
         _ if is_acknowledgement => {} // the program verifies no checksum of it
-        _ if rng.chance(0.5) => frame.flags |= *rng.pick(&[FIN, SYN, RST, URG]),
         _ => frame.checksum = Checksum::WrongBy(*rng.pick(&[1, 0x100, 0x8000])),
     }
 }

@@ -22,7 +22,7 @@ use ftp_alg_lab::{has_tcx, wait_for};
 pub use crate::fastpath::scene::{CLIENT, SERVER};
 use crate::fastpath::{
     frames::{ACK, Frame, PSH, WINDOW},
-    scene::routed,
+    scene::{now, routed},
 };
 
 use super::{
@@ -131,6 +131,7 @@ fn lines_stay_in_the_ring_until_they_are_released() {
         let path = pins.load();
         path.hand_over(7, tuples(), &flow()).unwrap();
         assert!(!path.ring().has_unread());
+        let before = now();
         exchange(&path, 0);
         assert!(path.ring().has_unread());
         let lines = read(&path);
@@ -142,7 +143,8 @@ fn lines_stay_in_the_ring_until_they_are_released() {
             (ok.client(), ok.server(), ok.window, ok.opened_pinhole),
             (CLIENT, SERVER, WINDOW, 0)
         );
-        assert!(noop.at_ns <= ok.at_ns && ok.side == side::SERVER);
+        assert!(before <= noop.at_ns && noop.at_ns <= ok.at_ns && ok.at_ns <= now());
+        assert_eq!(ok.side, side::SERVER);
 
         // The next daemon reads them as well, because they were not released. A third one reads nothing.
         drop(path);
@@ -172,6 +174,8 @@ fn a_full_ring_hands_flows_back_until_it_is_released() {
         assert!(
             lines.len() > 4800 && lines.iter().map(|one| one.number).eq(1..=lines.len() as u32)
         );
+        let counters = path.counters().unwrap();
+        assert_eq!((counters.inspected, counters.handed_back), (lines.len() as u64, 1));
         // A position beyond the last record that was read releases nothing.
         path.ring().release(path.ring().position() + 8);
         assert!(path.ring().unreleased_bytes() > 1_000_000);
