@@ -13,8 +13,9 @@ fn memory_is_flat_and_nothing_is_left_under_full_load() {
     let seconds = std::env::var("FTP_ALG_SOAK").map_or(10, |text| text.parse().unwrap());
     let gateway = gateway(Topology::Masquerade);
     let server = Server::start(ServerKind::Proftpd, &gateway.lab.server).unwrap();
-    let spec = LoadSpec { transfers: 20, data_seconds: 30, patience: 30, ..LoadSpec::default() };
-    let mut load = Load::start_for(seconds, &gateway.lab, &server, spec);
+    let spec =
+        LoadSpec { transfers: 20, seconds, data_seconds: 30, patience: 30, ..LoadSpec::default() };
+    let mut load = Load::start(&gateway.lab, &server, spec);
     let mut sizes = Vec::new();
     while !load.has_ended() {
         sizes.push(gateway.daemon.resident_kib().unwrap());

@@ -186,10 +186,8 @@ class Page:
 
     def show(self, url, view):
         width, height = view.get("width", 1280), view.get("height", 900)
-        scale = view.get("scale", 1)
-        self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale, mobile=width < 600
-        )
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+        self.call("Emulation.setDeviceMetricsOverride", **size)
         scheme = {"name": "prefers-color-scheme", "value": view.get("scheme", "light")}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         if "before" in view:

@@ -54,7 +54,7 @@ impl Playing {
 
     /// How many announcements it has.
     pub fn announcements(&self) -> usize {
-        self.lines().filter(|line| announces(line)).count()
+        self.lines().filter(|line| line.contains("{host-port}") || line.contains("{port}")).count()
     }
 
     /// How many bytes each of its transfers moves.
@@ -64,10 +64,6 @@ impl Playing {
         });
         counts.map(|count| count.parse().unwrap()).collect()
     }
-}
-
-fn announces(line: &str) -> bool {
-    line.contains("{host-port}") || line.contains("{port}")
 }
 
 /// What one end of a dialogue tells of it.
@@ -87,16 +83,10 @@ struct HeardAnnouncement {
     address: String,
 }
 
-#[derive(Debug, Deserialize, PartialEq)]
+/// A data connection; nothing was moved if its transfer failed.
+#[derive(Debug, Deserialize)]
 struct Data {
     peer: String,
-    #[serde(flatten)]
-    content: Content,
-}
-
-/// Nothing, for a data connection whose transfer failed.
-#[derive(Debug, Deserialize, PartialEq)]
-struct Content {
     moved: Option<u64>,
     sha256: Option<String>,
 }
@@ -135,20 +125,17 @@ pub fn play(
     segments: Segments,
     limit: Option<u64>,
 ) -> Result<Vec<Vec<String>>, String> {
+    let limit = limit.unwrap_or(30);
     let command = |role: &str, host: &Host| {
         let transcripts: Vec<_> =
             dialogues.iter().map(|one| json!([one.file, one.address.to_string()])).collect();
-        let together = segments == Segments::Turns;
-        let mut plan = json!({"role": role, "together": together, "transcripts": transcripts});
-        if let Some(limit) = limit {
-            plan["limit"] = json!(limit);
-        }
+        let plan = json!({"role": role, "together": segments == Segments::Turns,
+            "transcripts": transcripts, "limit": limit});
         host.script_command(Script::Dialogue, &[&plan.to_string()]).unwrap()
     };
     let mut speaker = server.start(command("server", server), "dialogues").unwrap();
     server.wait_for_port(21, Duration::from_secs(60)).unwrap();
-    let limit =
-        Duration::from_secs(limit.map_or(240, |limit| 4 * limit * (1 + dialogues.len() as u64)));
+    let limit = Duration::from_secs(4 * limit * (1 + dialogues.len() as u64));
     let of_client = client.finish(command("client", client), b"", limit).unwrap();
     let waits = format!("the end of the server's script (the client's said {of_client:?})");
     wait_for(&waits, || speaker.exit_status().is_some());
@@ -200,21 +187,17 @@ fn decide(dialogue: &Playing, server: &Report, client: &Report) -> Vec<String> {
         }
     }
     let announced = server.announced.len() + client.announced.len();
-    if announced != dialogue.announcements() {
-        wrong.push(format!(
-            "{announced} announcements were heard, not {}",
-            dialogue.announcements()
-        ));
+    let expected = dialogue.announcements();
+    if announced != expected {
+        wrong.push(format!("{announced} announcements were heard, not {expected}"));
     }
-    let moved: Vec<Option<u64>> = server.data.iter().map(|data| data.content.moved).collect();
+    let moved: Vec<Option<u64>> = server.data.iter().map(|data| data.moved).collect();
     let expected: Vec<Option<u64>> = dialogue.transfers().into_iter().map(Some).collect();
     if moved != expected {
         wrong.push(format!("{moved:?} bytes were moved, not {expected:?}"));
     }
-    let contents = |report: &'_ Report| -> Vec<Option<String>> {
-        report.data.iter().map(|data| data.content.sha256.clone()).collect()
-    };
-    if contents(server) != contents(client) {
+    if !server.data.iter().map(|data| &data.sha256).eq(client.data.iter().map(|data| &data.sha256))
+    {
         wrong.push("other bytes came out of a data connection than went in".to_owned());
     }
     wrong

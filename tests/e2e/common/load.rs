@@ -18,6 +18,8 @@ pub struct LoadSpec {
     pub sessions: u64,
     /// The transfers of a session; with 0 it continues to the end.
     pub transfers: u64,
+    /// After so many seconds the sessions end by themselves.
+    pub seconds: u64,
     /// The time limit of a data connection, in seconds.
     pub data_seconds: u64,
     /// The time limit of everything else, in seconds. TCP waits twice as long each time that it retransmits.
@@ -26,16 +28,15 @@ pub struct LoadSpec {
 
 impl Default for LoadSpec {
     fn default() -> Self {
-        let modes = "passive,active,passive+ext,active+ext";
-        let (sessions, transfers, data_seconds, patience) = (8, 0, 150, 150);
         Self {
             name: "load",
             family: Family::V4,
-            modes,
-            sessions,
-            transfers,
-            data_seconds,
-            patience,
+            modes: "passive,active,passive+ext,active+ext",
+            sessions: 8,
+            transfers: 0,
+            seconds: 7200,
+            data_seconds: 150,
+            patience: 150,
         }
     }
 }
@@ -50,16 +51,11 @@ pub struct Load {
 impl Load {
     /// Starts the sessions, and waits until each has transferred once.
     pub fn start(lab: &Lab, server: &Server, spec: LoadSpec) -> Self {
-        Self::start_for(7200, lab, server, spec)
-    }
-
-    /// As [`Load::start`], with sessions that end by themselves after `seconds`.
-    pub fn start_for(seconds: u64, lab: &Lab, server: &Server, spec: LoadSpec) -> Self {
-        let LoadSpec { name, family, modes, sessions, transfers, data_seconds, patience } = spec;
+        let LoadSpec { name, modes, sessions, transfers, seconds, data_seconds, .. } = spec;
         let (user, password) = server.login();
-        let host = lab.server_address(family).to_string();
+        let host = lab.server_address(spec.family).to_string();
         let until = lab.directory().join(format!("{name}-is-over"));
-        let numbers = [sessions, transfers, seconds, data_seconds, patience];
+        let numbers = [sessions, transfers, seconds, data_seconds, spec.patience];
         let [sessions, transfers, seconds, data, limit] = numbers.map(|number| number.to_string());
         let stop = until.display().to_string();
         let arguments =
@@ -67,7 +63,7 @@ impl Load {
         let command = lab.client.script_command(Script::Load, &arguments).unwrap();
         let process = lab.client.start(command, name).unwrap();
         wait_for("the load", || process.log().contains("ready"));
-        Self { process, until, patience }
+        Self { process, until, patience: spec.patience }
     }
 
     /// Waits until each session has made another transfer, or the load has ended.

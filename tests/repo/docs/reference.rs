@@ -179,18 +179,14 @@ fn the_page_of_commands_has_every_field_of_replay() {
 /// The text of a page between `begin`, the first one behind `section`, and `end` is this. With UPDATE it is made so.
 fn generated(page: &str, section: &str, begin: &str, end: &str, expected: &str) {
     let is = text(page);
-    let parts = is.split_once(section).and_then(|(_, behind)| {
-        let (_, behind) = behind.split_once(begin)?;
-        Some(behind.split_once(&format!("\n{end}")).map_or(behind, |(part, _)| part))
-    });
-    let found = parts.unwrap_or_else(|| panic!("{page} has no {section}"));
-    let (found, expected) = (format!("{}\n", found.trim_end()), expected);
+    let behind =
+        |from: usize, words: &str| is[from..].find(words).map(|at| from + at + words.len());
+    let start = behind(0, section).and_then(|from| behind(from, begin));
+    let start = start.unwrap_or_else(|| panic!("{page} has no {section}"));
+    let length = is[start..].find(&format!("\n{end}")).map_or(is.len() - start, |at| at + 1);
+    let (found, rest) = is[start..].split_at(length);
     if std::env::var_os("UPDATE").is_some() {
-        let place = is.find(section).unwrap() + section.len();
-        let place = place + is[place..].find(begin).unwrap() + begin.len();
-        let behind =
-            is[place..].strip_prefix(found.trim_start_matches('\n')).unwrap_or(&is[place..]);
-        fs::write(root().join(page), [&is[..place], expected, behind].concat()).unwrap();
+        fs::write(root().join(page), [&is[..start], expected, rest].concat()).unwrap();
     } else {
         assert_eq!(found, expected, "make it so: UPDATE=1 cargo test --test repo docs");
     }
