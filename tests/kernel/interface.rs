@@ -26,16 +26,15 @@ mod routes;
 mod runs;
 mod stacked;
 mod translations;
-mod watch;
 
 use std::{
     cell::Cell,
-    io::{self, Read as _, Write as _},
+    io::{Read as _, Write as _},
     time::{Duration, Instant},
 };
 
 use ftp_alg::kernel::{
-    LinuxKernel, NetfilterError, RuleParameters,
+    LinuxKernel, RuleParameters,
     inject::Injector,
     parameters::QueueStatement,
     probe::HostSettings,
@@ -46,7 +45,6 @@ use ftp_alg_core::engine::{Kernel as _, KernelError, PinholeEnds, QueueMode, Tra
 use ftp_alg_firewall::IpVersion;
 use ftp_alg_lab::wait_for;
 use packets::{PacketAction, serve, tcp, with_payload};
-use socket2::{Domain, Protocol, Socket, Type};
 
 use lab::*;
 
@@ -83,62 +81,41 @@ fn counts(queue: &Queue) -> QueueCounts {
 }
 
 #[test]
-fn the_table_replaces_itself_and_leaves_nothing() {
-    let lab = Lab::new();
-    lab.masquerade();
-    let before = lab.gateway_sh("nft list ruleset");
-    lab.on_gateway(|| {
-        let parameters = RuleParameters::new(&[21, 2121], 7, 4, 1 << 3, 0b1011);
-        Table::install(&parameters, &Commits::default()).unwrap().leave_in_kernel();
-        let list = || lab.gateway_sh("nft list table inet ftp_alg | grep -v 'tcp timeout'");
-        let once = list();
-        let table = Table::install(&parameters, &Commits::default()).unwrap();
-        assert_eq!(list(), once);
-        assert!(once.contains("th sport 2121 goto from_control_port"), "{once}");
-        table.remove().unwrap();
-    });
-    assert_eq!(lab.gateway_sh("nft list ruleset"), before);
-    lab.on_gateway(|| {
-        drop(Table::install(&RuleParameters::default(), &Commits::default()).unwrap())
-    });
-    assert_eq!(lab.gateway_sh("nft list ruleset"), before);
-}
-
-#[test]
 fn all_ways_of_queueing_load() {
     let lab = Lab::new();
     let detect = |commits: &Commits| {
         Table::install(&RuleParameters::default(), commits).unwrap().statement()
     };
     let detected = lab.on_gateway(|| detect(&Commits::default()));
-    // By a probe instead of a run of nft, where that is possible.
-    let probed = lab.on_gateway(|| detect(&Commits::through_one_socket().unwrap()));
-    assert_eq!(probed, detected);
+    lab.on_gateway(|| {
+        // By a probe instead of a run of nft, where that is possible. It leaves no draft.
+        let commits = Commits::through_one_socket().unwrap();
+        assert_eq!(detect(&commits), detected);
+        assert_eq!(lab.gateway_sh("nft list tables"), "");
+    });
     eprintln!("this kernel queues by {detected:?}");
     let ways = match detected {
         QueueStatement::Native => &[QueueStatement::Native, QueueStatement::Xtables][..],
         _ => &[QueueStatement::Xtables],
     };
+    let install = |parameters: &RuleParameters, way| {
+        Table::install_with(parameters, way, &Commits::default(), false).unwrap()
+    };
+    let listed = || lab.gateway_sh("nft list chain inet ftp_alg to_queue");
     for way in ways {
         lab.on_gateway(|| {
             let parameters = RuleParameters::default();
-            let table = Table::install_with(&parameters, *way, &Commits::default(), false).unwrap();
-            let text = lab.gateway_sh("nft list chain inet ftp_alg to_queue");
+            let table = install(&parameters, *way);
+            let text = listed();
             assert!(text.contains("2100") && !text.contains("drop"), "{text}");
             assert!(HostSettings::read(&parameters).table_queues, "{way:?}");
             table.remove().unwrap();
             assert!(!HostSettings::read(&parameters).table_queues);
             let two = RuleParameters::new(&[21], 2100, 2, 0x4000_0000, 0x7000_0000);
-            let _table = Table::install_with(&two, *way, &Commits::default(), false).unwrap();
-            let text = lab.gateway_sh("nft list chain inet ftp_alg to_queue");
+            let _table = install(&two, *way);
+            let text = listed();
             assert!(text.contains("2100") && !text.contains("bypass"), "{text}");
-            let _table = Table::install_with(
-                &parameters,
-                QueueStatement::Operator,
-                &Commits::default(),
-                false,
-            )
-            .unwrap();
+            let _table = install(&parameters, QueueStatement::Operator);
             assert!(!HostSettings::read(&parameters).table_queues, "the operator's rules do");
         });
     }
@@ -146,23 +123,20 @@ fn all_ways_of_queueing_load() {
 }
 
 #[test]
-fn the_queue_passes_replaces_and_drops() {
-    let ready = Ready::new();
-    pass_replace_drop(&ready.lab);
-}
-
-#[test]
-fn iptables_rules_queue_the_same_packets() {
+fn rules_of_nftables_and_iptables_queue_the_same_packets() {
+    pass_replace_drop(&Ready::new().lab);
     let lab = Lab::new();
     let parameters = RuleParameters::default();
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("rules");
-    std::fs::write(&file, rule_files::render_iptables(&parameters, IpVersion::V4)).unwrap();
-    let load = format!("iptables-restore --noflush {0} && {0}", file.display());
-    let load = load.replace("&& ", "&& iptables-restore --noflush ");
-    lab.gateway_sh(&load);
-    std::fs::write(&file, rule_files::render_iptables(&parameters, IpVersion::V6)).unwrap();
-    lab.gateway_sh(&format!("ip6tables-restore --noflush {}", file.display()));
+    for (version, restore) in
+        [(IpVersion::V4, "iptables-restore"), (IpVersion::V6, "ip6tables-restore")]
+    {
+        std::fs::write(&file, rule_files::render_iptables(&parameters, version)).unwrap();
+        // They may be loaded twice.
+        let load = format!("{restore} --noflush {}", file.display());
+        lab.gateway_sh(&format!("{load} && {load}"));
+    }
     pass_replace_drop(&lab);
 }
 
@@ -214,20 +188,6 @@ fn pass_replace_drop(lab: &Lab) {
 }
 
 #[test]
-fn a_taken_queue_is_named_with_its_owner() {
-    let lab = Lab::new();
-    lab.on_gateway(|| {
-        let _first = Queue::open(2100).unwrap();
-        let error = Queue::open(2100).err().unwrap();
-        assert!(matches!(error, NetfilterError::QueueTaken { number: 2100, .. }), "{error}");
-        assert!(error.to_string().starts_with("queue 2100 is taken by another program ("));
-        assert!(Queue::open(2101).is_ok());
-    });
-    // A child that another test starts has our descriptors from fork to exec.
-    wait_for("the queue", || lab.on_gateway(|| Queue::open(2100)).is_ok());
-}
-
-#[test]
 fn without_a_reader_control_connections_pass_unless_they_need_one() {
     let mut ready = Ready::new();
     let lab = &ready.lab;
@@ -271,44 +231,37 @@ fn a_pinhole_admits_one_connection_of_its_initiator_to_its_target() {
     let mut ready = Ready::new();
     ready.lab.masquerade();
     ready.lab.drop_by_default();
-    let hole = PinholeEnds { target: at(CLIENT, 4000), ..pinhole(SERVER, at(EXTERNAL, 50_000)) };
-    ready.open(&hole, LIFETIME).unwrap();
-    let listener = listen(&ready.lab.client, hole.target);
     let server = &ready.lab.server.clone();
-    assert!(is_silent(server, SERVER2, hole.arrival), "another initiator came in");
-    assert_eq!(ready.kernel.list_open().unwrap().len(), 1);
-    let mut first = connect(server, SERVER, hole.arrival);
-    assert!(ready.kernel.list_open().unwrap().is_empty());
-    assert_eq!(exchange(&mut first, &listener).1.ip(), hole.source);
-    assert!(is_silent(server, SERVER, hole.arrival), "a second connection came in");
-    // Used pinholes close without complaint, and established connections stay.
-    ready.kernel.close_one(&hole).unwrap();
-    first.write_all(b"on").unwrap();
-    // What is left of the first does not translate the second.
-    let other = PinholeEnds { target: at(CLIENT, 4001), ..hole };
-    ready.open(&other, LIFETIME).unwrap();
-    let listener = listen(&ready.lab.client, other.target);
-    let mut second = connect(server, SERVER, other.arrival);
-    exchange(&mut second, &listener);
-}
-
-#[test]
-fn consumed_pinholes_are_found_while_the_table_is_loaded() {
-    let mut ready = Ready::new();
-    ready.lab.masquerade();
-    let hole = |port| PinholeEnds {
-        target: at(CLIENT, port),
-        ..pinhole(SERVER, at(EXTERNAL, 46_000 + port))
-    };
-    let holes = [hole(4000), hole(4001)];
-    holes.iter().for_each(|hole| ready.open(hole, LIFETIME).unwrap());
-    assert_eq!(ready.kernel.find_consumed(&holes).unwrap(), []);
-    let listener = listen(&ready.lab.client, holes[0].target);
-    exchange(&mut connect(&ready.lab.server, SERVER, holes[0].arrival), &listener);
-    assert_eq!(ready.kernel.find_consumed(&holes).unwrap(), holes[..1]);
+    for (inside, initiator, other, external) in
+        [(CLIENT, SERVER, SERVER2, EXTERNAL), (CLIENT6, SERVER6, SERVER2_6, EXTERNAL6)]
+    {
+        let arrival = at(external, 50_000);
+        let hole = PinholeEnds { target: at(inside, 4000), ..pinhole(initiator, arrival) };
+        ready.open(&hole, LIFETIME).unwrap();
+        let listener = listen(&ready.lab.client, hole.target);
+        assert!(is_silent(server, other, arrival), "another initiator came in");
+        let open = ready.kernel.list_open().unwrap();
+        assert!(open.len() == 1 && open[0].arrival == arrival, "{open:?}");
+        let mut first = connect(server, initiator, arrival);
+        assert!(ready.kernel.list_open().unwrap().is_empty());
+        assert_eq!(ready.kernel.find_consumed(&[hole]).unwrap(), [hole]);
+        assert_eq!(exchange(&mut first, &listener).1.ip(), hole.source);
+        assert!(is_silent(server, initiator, arrival), "a second connection came in");
+        // Used pinholes close without complaint, and established connections stay.
+        ready.kernel.close_one(&hole).unwrap();
+        first.write_all(b"on").unwrap();
+        // What is left of the first does not translate the second.
+        let other = PinholeEnds { target: at(inside, 4001), ..hole };
+        ready.open(&other, LIFETIME).unwrap();
+        let listener = listen(&ready.lab.client, other.target);
+        assert_eq!(ready.kernel.find_consumed(&[other]).unwrap(), []);
+        exchange(&mut connect(server, initiator, arrival), &listener);
+        assert_eq!(ready.kernel.find_consumed(&[other]).unwrap(), [other]);
+    }
     // The daemon loads it again, and then opens them.
     ready.lab.gateway_sh("nft delete table inet ftp_alg");
-    assert_eq!(ready.kernel.find_consumed(&holes).unwrap(), []);
+    let hole = PinholeEnds { target: at(CLIENT, 4001), ..pinhole(SERVER, at(EXTERNAL, 50_000)) };
+    assert_eq!(ready.kernel.find_consumed(&[hole]).unwrap(), []);
 }
 
 #[test]
@@ -320,37 +273,21 @@ fn a_pinhole_s_ends_are_as_it_says_whatever_the_operator_translates() {
             tcp dport 5000-5001 dnat to 192.0.2.10:22; }; }'",
     );
     ready.lab.drop_by_default();
-    for (port, source) in [(5000, EXTERNAL2), (5001, CLIENT)] {
+    let (client, gateway) = (ready.lab.client.clone(), ready.lab.gateway.clone());
+    for (port, host, initiator, source) in [
+        (5000, &client, CLIENT, EXTERNAL2),
+        (5001, &client, CLIENT, CLIENT),
+        (5002, &gateway, EXTERNAL, EXTERNAL2),
+    ] {
         let arrival = at(SERVER, port);
-        let hole = PinholeEnds { source: ip(source), ..pinhole(CLIENT, arrival) };
+        let hole = PinholeEnds { source: ip(source), ..pinhole(initiator, arrival) };
         ready.open(&hole, LIFETIME).unwrap();
         let listener = listen(&ready.lab.server, arrival);
-        let mut stream = connect(&ready.lab.client, CLIENT, arrival);
+        let mut stream = connect(host, initiator, arrival);
         assert_eq!(exchange(&mut stream, &listener).1.ip(), hole.source);
+        assert!(ready.kernel.list_open().unwrap().is_empty());
+        assert_eq!(ready.lab.ct_mark_of(&stream), 0x4000_0000);
     }
-    let listing = ready.lab.gateway_sh("conntrack -L -p tcp 2>/dev/null");
-    assert_eq!(listing.matches("mark=1073741824").count(), 2, "{listing}");
-}
-
-#[test]
-fn pinholes_work_over_ipv6_and_from_the_gateway_itself() {
-    let mut ready = Ready::new();
-    ready.lab.drop_by_default();
-    let hole = PinholeEnds { target: at(CLIENT6, 4000), ..pinhole(SERVER6, at(EXTERNAL6, 50_000)) };
-    ready.open(&hole, LIFETIME).unwrap();
-    assert_eq!(ready.kernel.list_open().unwrap()[0].arrival, hole.arrival);
-    let listener = listen(&ready.lab.client, hole.target);
-    let mut stream = connect(&ready.lab.server, SERVER6, hole.arrival);
-    assert_eq!(exchange(&mut stream, &listener).1.ip(), hole.source);
-    assert!(is_silent(&ready.lab.server, SERVER6, hole.arrival));
-
-    let arrival = at(SERVER, 5000);
-    let hole = PinholeEnds { source: ip(EXTERNAL2), ..pinhole(EXTERNAL, arrival) };
-    ready.open(&hole, LIFETIME).unwrap();
-    let listener = listen(&ready.lab.server, arrival);
-    let mut stream = connect(&ready.lab.gateway, EXTERNAL, arrival);
-    assert_eq!(exchange(&mut stream, &listener).1.ip(), hole.source);
-    assert!(ready.kernel.list_open().unwrap().is_empty());
 }
 
 #[test]
@@ -382,11 +319,6 @@ fn an_unused_pinhole_expires_or_is_closed() {
 fn queue_mode_changes_only_our_mark_bits() {
     let mut ready = Ready::new();
     ready.lab.pass_by();
-    let mark = |ready: &Ready| {
-        let text = ready.lab.gateway_sh("conntrack -L -p tcp --orig-port-dst 21 2>/dev/null");
-        let value = text.split("mark=").nth(1).unwrap().split(' ').next().unwrap();
-        value.parse::<u32>().unwrap()
-    };
     ready.lab.gateway_sh(
         "nft 'table ip marks { chain c { type filter hook forward priority 0; \
             tcp dport 21 ct state new ct mark set 0x80000a5f; }; }'",
@@ -402,7 +334,7 @@ fn queue_mode_changes_only_our_mark_bits() {
         (QueueMode::EveryPacket, 0x2000_0000),
     ] {
         ready.kernel.set_queue_mode(&control, queue_mode).unwrap();
-        assert_eq!(mark(&ready), 0x8000_0a5f | bit);
+        assert_eq!(ready.lab.ct_mark_of(&stream), 0x8000_0a5f | bit);
     }
     let gone = Translation::identity(at(CLIENT, 1), at(SERVER, 21));
     let error = ready.kernel.set_queue_mode(&gone, QueueMode::None).unwrap_err();
@@ -418,13 +350,12 @@ fn a_connection_that_needs_every_packet_is_be_liberal() {
         "nft 'table ip seen { chain c { type filter hook prerouting priority 0; \
             ct state invalid counter; tcp dport 21 @th,160,64 0x6661722061776179 counter; }; }'",
     );
-    let count = |ready: &Ready, number: usize| {
+    // Invalid packets, and all of these.
+    let counts = |ready: &Ready| {
         let text = ready.lab.gateway_sh("nft list table ip seen");
-        let count = text.split("packets ").nth(number).unwrap().split(' ').next().unwrap();
-        count.parse::<u32>().unwrap()
+        let count = |after: &str| after.split(' ').next().unwrap().parse::<u32>().unwrap();
+        text.split("packets ").skip(1).map(count).collect::<Vec<_>>()
     };
-    let invalid = |ready: &Ready| count(ready, 1);
-    let arrived = |ready: &Ready| count(ready, 2);
     let listener = listen(&ready.lab.server, at(SERVER, 21));
     let mut stream = connect(&ready.lab.client, CLIENT, at(SERVER, 21));
     let (_server, peer) = exchange(&mut stream, &listener);
@@ -442,36 +373,12 @@ fn a_connection_that_needs_every_packet_is_be_liberal() {
         }
     };
     outside_the_window();
-    wait_for("both packets", || arrived(&ready) == 2);
-    let before = invalid(&ready);
+    wait_for("both packets", || counts(&ready)[1] == 2);
+    let before = counts(&ready)[0];
     assert!(before > 0);
     let control = Translation::identity(peer, at(SERVER, 21));
     ready.kernel.set_queue_mode(&control, QueueMode::EveryPacket).unwrap();
     outside_the_window();
-    wait_for("both packets", || arrived(&ready) == 4);
-    assert_eq!(invalid(&ready), before);
-}
-
-#[test]
-fn injected_packets_are_not_tracked() {
-    let mut ready = Ready::new();
-    ready.lab.masquerade();
-    for (from, to, domain) in [(CLIENT, SERVER, Domain::IPV4), (CLIENT6, SERVER6, Domain::IPV6)] {
-        let receive = inside(&ready.lab.server, || {
-            Socket::new(domain, Type::RAW, Some(Protocol::TCP)).unwrap()
-        });
-        receive.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
-        let packet = injected::segment(ip(from), ip(to), b"payload");
-        ready.kernel.inject(&packet, ip(from), 0x8000_0015).unwrap();
-        let mut buffer = [0; 2000];
-        let length = io::Read::read(&mut &receive, &mut buffer).unwrap();
-        if domain == Domain::IPV4 {
-            // The kernel sets identification and IP checksum; addresses and the rest are ours.
-            assert_eq!((&buffer[12..length], buffer[8]), (&packet[12..], packet[8]));
-        } else {
-            assert_eq!(buffer[..length], packet[40..]);
-        }
-    }
-    assert_eq!(ready.lab.gateway_sh("conntrack -L -p tcp 2>/dev/null"), "");
-    assert!(ready.kernel.inject(b"no packet", ip(CLIENT), 0).is_err());
+    wait_for("both packets", || counts(&ready)[1] == 4);
+    assert_eq!(counts(&ready)[0], before);
 }

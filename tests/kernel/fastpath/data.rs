@@ -119,18 +119,6 @@ fn a_syn_from_elsewhere_does_not_consume_the_pinhole() {
 }
 
 #[test]
-fn a_syn_on_the_endpoints_of_a_control_connection_is_not_admitted() {
-    let mut talk = Talk::new(routed());
-    let frame = Frame { flags: SYN, ..talk.frame(Side::Server, "") };
-    let (source, destination) = (frame.source, frame.destination);
-    let key = PinholeKey::new(source.ip(), destination);
-    talk.scene.set_pinhole(key, pinhole(u64::MAX));
-    talk.hands_back(&frame);
-    talk.scene.remove_tuple(PacketTuple::new(source, destination));
-    assert!(is_admitted(&talk.scene, &frame));
-}
-
-#[test]
 fn packets_other_than_tcp_on_ethernet_are_ignored() {
     // What the bytes at these offsets make of the SYN.
     type Case<'a> = (PinholeKey, &'a str, &'a [(usize, u8)]);

@@ -8,38 +8,12 @@ use super::{
     scene::*,
 };
 
-#[test]
-fn a_syn_is_admitted_again_for_35_seconds_unless_the_daemon_ends_that() {
-    let mut scene = Scene::new();
-    scene.set_pinhole(KEY, numbered(3));
-    assert!(is_admitted(&scene, &syn(KEY)));
-    let known = scene.admitted_syn(&syn(KEY)).unwrap();
-    for (seconds_ago, expected) in [(30, true), (40, false)] {
-        let until = now() + (120 - seconds_ago) * SECOND;
-        scene.set_admitted_syn(&syn(KEY), AdmittedSyn { until, ..known });
-        assert_eq!(is_admitted(&scene, &syn(KEY)), expected, "{seconds_ago}");
-    }
-    scene.set_admitted_syn(&syn(KEY), known);
-    assert!(is_admitted(&scene, &syn(KEY)));
-    assert_eq!(scene.counts()[ADMITTED], 1);
-    scene.readmission_start.set(0, now(), 0).unwrap();
-    assert!(!is_admitted(&scene, &syn(KEY)));
-    scene.set_pinhole(KEY, numbered(4));
-    let later = Frame { seq: 9, ..syn(KEY) };
-    for _ in 0..2 {
-        assert!(is_admitted(&scene, &later));
-    }
-    scene.bar(KEY.port);
-    assert!(!is_admitted(&scene, &later));
-}
-
 fn numbered(line: u32) -> Pinhole {
     Pinhole { line, ..pinhole(u64::MAX) }
 }
 
-/// Some hosts begin every connection with the same sequence number.
 #[test]
-fn a_syn_is_known_for_two_minutes() {
+fn a_syn_is_admitted_again_for_35_seconds_and_known_for_two_minutes() {
     let mut scene = Scene::new();
     scene.set_pinhole(KEY, numbered(3));
     let before = now();
@@ -48,12 +22,30 @@ fn a_syn_is_known_for_two_minutes() {
     assert!((before..=now()).contains(&(known.until - 120 * SECOND)), "{known:?}");
     let tuple = PacketTuple::new(syn(KEY).source, syn(KEY).destination);
     assert_eq!((known.flow, known.line, known.tuple), (ID, 3, tuple));
-    scene.set_pinhole(KEY, numbered(4));
-    let until = now() + 60 * SECOND;
-    scene.set_admitted_syn(&syn(KEY), AdmittedSyn { until, ..known });
-    assert!(!is_admitted(&scene, &syn(KEY)));
-    scene.set_admitted_syn(&syn(KEY), AdmittedSyn { until: now() - 1, ..known });
+    // With a pinhole of another line. Some hosts begin every connection with the same sequence number.
+    for (seconds_ago, line, expected) in
+        [(30, None, true), (40, None, false), (60, Some(4), false), (121, Some(4), true)]
+    {
+        line.inspect(|line| scene.set_pinhole(KEY, numbered(*line)));
+        let until = now() + 120 * SECOND - seconds_ago * SECOND;
+        scene.set_admitted_syn(&syn(KEY), AdmittedSyn { until, ..known });
+        assert_eq!(is_admitted(&scene, &syn(KEY)), expected, "{seconds_ago}");
+    }
+    assert_eq!((scene.counts()[ADMITTED], scene.pinhole(KEY)), (2, None));
+}
+
+#[test]
+fn the_daemon_ends_admitting_again() {
+    let mut scene = Scene::new();
+    let later = Frame { seq: 9, ..syn(KEY) };
+    scene.set_pinhole(KEY, numbered(3));
     assert!(is_admitted(&scene, &syn(KEY)));
+    scene.readmission_start.set(0, now(), 0).unwrap();
+    assert!(!is_admitted(&scene, &syn(KEY)));
+    scene.set_pinhole(KEY, numbered(4));
+    assert!(is_admitted(&scene, &later) && is_admitted(&scene, &later));
+    scene.bar(KEY.port);
+    assert!(!is_admitted(&scene, &later));
 }
 
 #[test]

@@ -47,8 +47,7 @@ fn update_attachments_at(path: &FastPath, now: Instant) -> BTreeSet<String> {
 
 #[test]
 fn the_program_is_attached_while_it_is_in_use() {
-    let Some((lab, pins)) = lab_with_pins() else { return };
-    lab.on_gateway(|| {
+    with_pins(|lab, pins| {
         let path = pins.load();
         let start = Instant::now();
         let update_after =
@@ -56,13 +55,13 @@ fn the_program_is_attached_while_it_is_in_use() {
         let (both, none) = (name_set(&["lan", "wan"]), name_set(&[]));
         assert_eq!(update_after(0), both, "at the start, to find out whether it can be attached");
         assert_eq!(update_after(9), both);
-        assert_eq!((update_after(10), attached_interfaces(&lab)), (none.clone(), none.clone()));
+        assert_eq!((update_after(10), attached_interfaces(lab)), (none.clone(), none.clone()));
         lab.gateway_sh("ip link add later type veth peer name later2");
         assert_eq!(update_after(11), none);
         lab.gateway_sh("ip link delete later");
 
         path.hand_over(1, tuples(), &flow()).unwrap();
-        assert_eq!(attached_interfaces(&lab), both, "at once");
+        assert_eq!(attached_interfaces(lab), both, "at once");
         exchange(&path, 0);
         assert_eq!(read(&path).len(), 2);
         assert_eq!((update_after(100), update_after(200)), (both.clone(), both.clone()));
@@ -75,20 +74,19 @@ fn the_program_is_attached_while_it_is_in_use() {
         assert_eq!((update_after(300), update_after(400)), (both.clone(), both.clone()));
         path.retain_pinholes(|_, _| false).unwrap();
         assert_eq!((update_after(500), update_after(509)), (both.clone(), both));
-        assert_eq!((update_after(510), attached_interfaces(&lab)), (none.clone(), none));
+        assert_eq!((update_after(510), attached_interfaces(lab)), (none.clone(), none));
         path.remove().unwrap();
     });
 }
 
 #[test]
 fn new_interfaces_are_attached_and_removal_detaches_all() {
-    let Some((lab, pins)) = lab_with_pins() else { return };
-    lab.on_gateway(|| {
+    with_pins(|lab, pins| {
         let path = pins.load();
         let attach = || update_attachments(&path);
         lab.gateway_sh("sysctl -qw net.bridge.bridge-nf-call-iptables=0 2>/dev/null || true");
         assert_eq!(attach(), name_set(&["lan", "wan"]));
-        assert_eq!(attach(), attached_interfaces(&lab), "the second call changes nothing");
+        assert_eq!(attach(), attached_interfaces(lab), "the second call changes nothing");
         lab.gateway_sh(
             "ip link add later type veth peer name later2; ip link add bridge type bridge; \
              ip link add port type veth peer name other; ip link set port master bridge",
@@ -105,11 +103,11 @@ fn new_interfaces_are_attached_and_removal_detaches_all() {
         let leaving = inside(&lab.gateway, || indices(["other", "port"])[0]);
         let count = 3 + usize::from(has_tun);
         assert!(lost.len() == count && lost.contains(&leaving), "and those that were deleted");
-        assert!(attached_interfaces(&lab).contains("other"), "until its pinholes have moved");
+        assert!(attached_interfaces(lab).contains("other"), "until its pinholes have moved");
         let now = name_set(&["lan", "wan", "bridge"]);
-        assert_eq!((attach(), attached_interfaces(&lab)), (now.clone(), now));
+        assert_eq!((attach(), attached_interfaces(lab)), (now.clone(), now));
         path.remove().unwrap();
-        assert_eq!(attached_interfaces(&lab), name_set(&[]));
+        assert_eq!(attached_interfaces(lab), name_set(&[]));
         assert!(pins.is_empty());
     });
 }
@@ -117,8 +115,7 @@ fn new_interfaces_are_attached_and_removal_detaches_all() {
 #[test]
 fn a_bridge_whose_ports_run_the_rules_has_no_program() {
     const SETTING: &str = "net.bridge.bridge-nf-call-iptables";
-    let Some((lab, pins)) = lab_with_pins() else { return };
-    lab.on_gateway(|| {
+    with_pins(|lab, pins| {
         if !lab.gateway_sh(&format!("sysctl -qw {SETTING}=0 2>&1 || true")).is_empty() {
             println!("not tried: no br_netfilter");
             return;
@@ -135,23 +132,20 @@ fn a_bridge_whose_ports_run_the_rules_has_no_program() {
         assert_eq!(update(), state("lan wan", "", false));
         lab.gateway_sh("ip link add bridge up type bridge; ip link set lan master bridge");
         assert_eq!(update(), state("wan bridge", "", true), "a port");
-        for setting in [
-            format!("sysctl -qw {SETTING}=1"),
-            format!("sysctl -qw {SETTING}=0; ip link set bridge type bridge nf_call_iptables 1"),
+        for (on, off) in [
+            (format!("sysctl -qw {SETTING}=1"), format!("sysctl -qw {SETTING}=0")),
+            (
+                "ip link set bridge type bridge nf_call_iptables 1".to_owned(),
+                "ip link set bridge type bridge nf_call_iptables 0".to_owned(),
+            ),
         ] {
-            lab.gateway_sh(&setting);
-            assert_eq!(update(), state("wan", "bridge", true), "{setting}");
-            assert_eq!(update(), state("wan", "bridge", false), "{setting}: once");
-            assert_eq!(attached_interfaces(&lab), name_set(&["wan"]));
-            lab.gateway_sh(&format!(
-                "sysctl -qw {SETTING}=0; ip link set bridge type bridge nf_call_iptables 0"
-            ));
-            assert_eq!(update(), state("wan bridge", "", false), "{setting}: no more");
+            lab.gateway_sh(&on);
+            assert_eq!(update(), state("wan", "bridge", true), "{on}");
+            assert_eq!(update(), state("wan", "bridge", false), "{on}: once");
+            assert_eq!(attached_interfaces(lab), name_set(&["wan"]));
+            lab.gateway_sh(&off);
+            assert_eq!(update(), state("wan bridge", "", false), "{off}");
         }
-        lab.gateway_sh(&format!("sysctl -qw {SETTING}=1; ip link add new type bridge"));
-        assert_eq!(update(), state("wan", "bridge new", true));
-        lab.gateway_sh(&format!("ip link delete new; sysctl -qw {SETTING}=0"));
-        assert_eq!(update(), state("wan bridge", "", false));
         // It is found out also while the program is not needed.
         update_attachments_at(&path, start + Duration::from_secs(20));
         lab.gateway_sh(&format!("sysctl -qw {SETTING}=1"));
@@ -162,8 +156,7 @@ fn a_bridge_whose_ports_run_the_rules_has_no_program() {
 
 #[test]
 fn removed_pins_and_interfaces_that_leave_stop_no_daemon() {
-    let Some((lab, pins)) = lab_with_pins() else { return };
-    lab.on_gateway(|| {
+    with_pins(|lab, pins| {
         let path = pins.load();
         fs::remove_dir_all(&pins.0).unwrap();
         assert_eq!(update_attachments(&path), name_set(&["lan", "wan"]));
@@ -172,14 +165,13 @@ fn removed_pins_and_interfaces_that_leave_stop_no_daemon() {
         assert_eq!(update_attachments(&path), name_set(&["wan"]));
         assert!(!inside(&lab.client, || is_attached("lan")));
         path.remove().unwrap();
-        assert_eq!(attached_interfaces(&lab), name_set(&[]));
+        assert_eq!(attached_interfaces(lab), name_set(&[]));
     });
 }
 
 #[test]
 fn a_directory_that_another_user_may_change_is_left_alone() {
-    let Some((lab, pins)) = lab_with_pins() else { return };
-    lab.on_gateway(|| {
+    with_pins(|_, pins| {
         let version = pins.load().directory().to_owned();
         for directory in [&pins.0, &version] {
             for (owner, mode) in [(65534, 0o700), (0, 0o770), (0, 0o1707)] {

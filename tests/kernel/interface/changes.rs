@@ -1,18 +1,14 @@
 //! A pinhole is opened, and others are closed, in one transaction; what is refused hinders nothing else.
 
-use std::{
-    io::Read as _,
-    net::{Shutdown, SocketAddr, TcpStream},
-    time::Duration,
-};
+use std::{io::Read as _, net::Shutdown, time::Duration};
 
 use ftp_alg::kernel::{
-    LinuxKernel, RuleParameters,
+    RuleParameters,
     conntrack::{admitted_connections, consumed_pinholes},
     parameters::CtMarkUse,
     table::{Commits, PinholeSets, Table},
 };
-use ftp_alg_core::engine::{Kernel as _, KernelError, PinholeEnds};
+use ftp_alg_core::engine::{KernelError, PinholeEnds};
 use ftp_alg_lab::wait_for;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
@@ -25,7 +21,6 @@ const LIFETIME: Duration = Duration::from_secs(600);
 pub struct Place {
     pub lab: Lab,
     _table: Table,
-    outcomes: Vec<Result<(), KernelError>>,
 }
 
 impl Place {
@@ -36,7 +31,7 @@ impl Place {
     pub fn with(parameters: &RuleParameters) -> Self {
         let lab = Lab::new();
         let table = lab.on_gateway(|| Table::install(parameters, &Commits::default()).unwrap());
-        Self { lab, _table: table, outcomes: vec![Err(KernelError::Unknown)] }
+        Self { lab, _table: table }
     }
 
     /// A writer that knows this kernel, and one that knows what Linux 6.1 does.
@@ -47,50 +42,11 @@ impl Place {
         })
     }
 
-    /// Opens pinholes, and closes others with the first of them. Tells in how many transactions the kernel did it.
-    pub fn change(
-        &mut self,
-        writer: &mut PinholeSets,
-        closed: &[PinholeEnds],
-        opened: &[PinholeEnds],
-    ) -> u32 {
-        let before = self.generation();
-        if opened.is_empty() {
-            writer.close(closed).unwrap();
-        }
-        self.outcomes.clear();
-        for (index, ends) in opened.iter().enumerate() {
-            let closed = if index == 0 { closed } else { &[] };
-            self.outcomes.push(writer.open(&opening(*ends, LIFETIME), closed));
-        }
-        self.generation() - before
-    }
-
     /// Opens a pinhole of a control connection with this ct mark.
-    pub fn open_with_mark(&mut self, writer: &mut PinholeSets, pinhole: PinholeEnds, ct_mark: u32) {
+    pub fn open_with_mark(&self, writer: &mut PinholeSets, pinhole: PinholeEnds, ct_mark: u32) {
         let mut opening = opening(pinhole, LIFETIME);
         opening.control.ct_mark = ct_mark;
         writer.open(&opening, &[pinhole]).unwrap();
-    }
-
-    /// The ct mark of the connection that `client` initiated.
-    pub fn ct_mark_of(&self, client: &TcpStream) -> u32 {
-        let (from, to) = (client.local_addr().unwrap(), client.peer_addr().unwrap());
-        let family = if from.is_ipv4() { "ipv4" } else { "ipv6" };
-        // An earlier connection to another port may have had the same source port.
-        let ports = format!("--sport {} --dport {}", from.port(), to.port());
-        let list = format!("conntrack -L -f {family} -p tcp {ports}");
-        let known = self.lab.gateway_sh(&list);
-        let mark = known.split_once("mark=").unwrap().1.split_whitespace().next();
-        mark.unwrap().parse().unwrap()
-    }
-
-    /// Which openings were refused, and why.
-    fn refused(&self) -> Vec<(usize, String)> {
-        let outcomes = self.outcomes.iter().enumerate();
-        outcomes
-            .filter_map(|(index, outcome)| Some((index, outcome.as_ref().err()?.to_string())))
-            .collect()
     }
 
     /// How many transactions there were in the gateway's namespace.
@@ -112,15 +68,10 @@ impl Place {
             u32::from_be_bytes(answer[24..28].try_into().unwrap())
         })
     }
+}
 
-    /// Keys of a set.
-    fn elements(&self, set: &str) -> usize {
-        self.lab
-            .gateway_sh(&format!("nft list set inet ftp_alg {set} | grep -o expires | wc -l; :"))
-            .trim()
-            .parse()
-            .unwrap()
-    }
+pub fn open(writer: &mut PinholeSets, hole: PinholeEnds) {
+    writer.open(&opening(hole, LIFETIME), &[]).unwrap();
 }
 
 /// Translated both ways, and all others different.
@@ -131,51 +82,25 @@ fn translated(number: u16) -> PinholeEnds {
 
 #[test]
 fn one_pinhole_opens_and_many_close_in_one_transaction() {
-    let mut place = Place::new();
+    let place = Place::new();
+    let over_v6 = |number: u16| pinhole(CLIENT6, at(SERVER6, 4000 + number));
+    let holes: Vec<_> = (0..30).map(translated).chain((0..10).map(over_v6)).collect();
     for mut writer in place.writers() {
-        let mut holes: Vec<_> = (0..30).map(translated).collect();
-        holes.extend((0..10).map(|number| pinhole(CLIENT6, at(SERVER6, 4000 + number))));
-        assert_eq!(place.change(&mut writer, &[], &holes), 40);
-        assert_eq!(place.refused(), []);
-        assert_eq!(writer.list_open().unwrap().unwrap().len(), 40);
-        // The same ones, and others in place of some.
-        holes.truncate(35);
-        let closed = holes.clone();
-        holes.rotate_left(7);
-        holes.extend((100..110).map(translated));
-        let closed_too: Vec<_> =
-            (5..10).map(|number| pinhole(CLIENT6, at(SERVER6, 4000 + number))).collect();
-        let all = [closed, closed_too].concat();
-        assert_eq!(place.change(&mut writer, &all, &holes), 45);
-        assert_eq!(place.refused(), []);
-        assert_eq!(writer.list_open().unwrap().unwrap().len(), 45);
-        assert_eq!(place.change(&mut writer, &holes, &[]), 1);
-        assert_eq!(writer.list_open().unwrap().unwrap(), []);
+        holes.iter().for_each(|hole| open(&mut writer, *hole));
+        let opened = |writer: &mut PinholeSets| writer.list_open().unwrap().unwrap().len();
+        assert_eq!(opened(&mut writer), 40);
+        let before = place.generation();
+        // In place of one that is closed with it, and of one that stays.
+        writer.open(&opening(holes[7], LIFETIME), &holes[5..35]).unwrap();
+        assert_eq!((place.generation() - before, opened(&mut writer)), (1, 11));
+        let refused = writer.open(&opening(holes[7], LIFETIME), &holes[..2]);
+        assert!(matches!(refused, Err(KernelError::Taken)), "{refused:?}");
+        assert_eq!((place.generation() - before, opened(&mut writer)), (2, 9));
+        writer.close(&holes).unwrap();
+        assert_eq!((place.generation() - before, opened(&mut writer)), (3, 0));
         // Nothing is left to be done.
-        assert_eq!(place.change(&mut writer, &[], &[]), 0);
-    }
-}
-
-#[test]
-fn refused_openings_do_not_hinder_the_others() {
-    let mut place = Place::new();
-    for mut writer in place.writers() {
-        let holes: Vec<_> = (0..20).map(translated).collect();
-        assert_eq!(place.change(&mut writer, &[], &holes[7..8]), 1);
-        assert_eq!(place.change(&mut writer, &[], &holes), 19);
-        let taken = KernelError::Taken.to_string();
-        assert_eq!(place.refused(), [(7, taken.clone())]);
-        assert_eq!(writer.list_open().unwrap().unwrap().len(), 20);
-        // One with mixed families, and two with the same ends.
-        let [mut others, last] = [200, 300].map(|number| [translated(number); 2]);
-        others[1].initiator = ip(CLIENT6);
-        let tried = [others, last].concat();
-        assert_eq!(place.change(&mut writer, &holes, &tried), 2);
-        let refused = place.refused();
-        assert_eq!((refused.len(), refused[0].0, &refused[1]), (2, 1, &(3, taken)));
-        assert!(refused[0].1.contains("IPv4 and IPv6"), "{refused:?}");
-        assert_eq!(writer.list_open().unwrap().unwrap().len(), 2);
-        assert_eq!(place.change(&mut writer, &tried, &[]), 1);
+        writer.close(&[]).unwrap();
+        assert_eq!(place.generation() - before, 3);
     }
 }
 
@@ -190,7 +115,7 @@ fn leftovers_of_a_used_pinhole_are_replaced() {
     });
     let mut last = None;
     let arrival = at(SERVER2, 50_000);
-    for (count, (target, source)) in [
+    let ends = [
         (at(SERVER, 4000), EXTERNAL),
         (at(SERVER, 4000), EXTERNAL2),
         (arrival, CLIENT),
@@ -198,12 +123,8 @@ fn leftovers_of_a_used_pinhole_are_replaced() {
         (at(SERVER, 4001), CLIENT),
         (arrival, EXTERNAL2),
         (arrival, CLIENT),
-    ]
-    .into_iter()
-    .cycle()
-    .take(20)
-    .enumerate()
-    {
+    ];
+    for (count, (target, source)) in ends.into_iter().cycle().take(20).enumerate() {
         let hole = PinholeEnds { target, source: ip(source), ..pinhole(CLIENT, arrival) };
         let opening = opening(hole, LIFETIME);
         let writer = &mut writers[count % 3];
@@ -225,61 +146,35 @@ fn leftovers_of_a_used_pinhole_are_replaced() {
 
 #[test]
 fn a_full_set_refuses_what_has_no_room() {
-    let mut place = Place::new();
+    let place = Place::new();
     let [mut this, mut older] = place.writers();
     let hole = |number: u32| {
         let initiator = std::net::Ipv4Addr::from(0x0a80_0000 + number).to_string();
         pinhole(&initiator, at(SERVER, 4000))
     };
-    let many: Vec<_> = (0..65_530).map(hole).collect();
-    assert_eq!(place.change(&mut this, &[], &many), 65_530);
-    assert_eq!(place.refused(), []);
+    let many: Vec<_> = (0..65_536).map(hole).collect();
+    many.iter().for_each(|hole| open(&mut this, *hole));
     for writer in [&mut this, &mut older] {
-        let more: Vec<_> = (70_000..70_010).map(hole).collect();
-        assert_eq!(place.change(writer, &[], &more), 6);
-        let refused: Vec<_> = place.refused().iter().map(|(index, _)| *index).collect();
-        assert_eq!(refused, [6, 7, 8, 9]);
-        assert!(matches!(place.outcomes[6], Err(KernelError::Full { .. })));
-        // What is closed in a transaction makes no room in it.
-        assert_eq!(place.change(writer, &more, &[]), 1);
+        let refused = writer.open(&opening(hole(70_000), LIFETIME), &[]);
+        assert!(matches!(refused, Err(KernelError::Full { .. })), "{refused:?}");
     }
     // No transaction is longer than the kernel takes.
-    assert_eq!(place.change(&mut older, &many[..1000], &[]), 8);
-    assert_eq!(place.elements("pinholes4"), 64_530);
+    let before = place.generation();
+    older.close(&many[..1000]).unwrap();
+    assert_eq!(place.generation() - before, 8);
+    assert_eq!(older.list_open().unwrap().unwrap().len(), 64_536);
 }
 
 #[test]
 fn without_the_table_nothing_is_to_be_closed() {
-    let mut place = Place::new();
+    let place = Place::new();
     place.lab.gateway_sh("nft delete table inet ftp_alg");
     for mut writer in place.writers() {
-        let holes: Vec<_> = (0..3).map(translated).collect();
-        assert_eq!(place.change(&mut writer, &holes, &[]), 0);
-        assert_eq!(place.change(&mut writer, &holes[..1], &holes[1..]), 0);
-        let refused = place.refused();
-        assert!(
-            refused.len() == 2 && refused[0].1.contains("table inet ftp_alg is gone"),
-            "{refused:?}"
-        );
+        let [closed, opened] = [0, 1].map(translated);
+        writer.close(&[closed]).unwrap();
+        let error = writer.open(&opening(opened, LIFETIME), &[closed]).unwrap_err().to_string();
+        assert!(error.contains("table inet ftp_alg is gone"), "{error}");
     }
-}
-
-#[test]
-fn a_port_in_use_is_refused_among_others() {
-    let place = Place::new();
-    let mut kernel = place
-        .lab
-        .on_gateway(|| LinuxKernel::new(&RuleParameters::default(), &Commits::default()).unwrap());
-    let to =
-        |arrival: SocketAddr| PinholeEnds { target: at(CLIENT, 4000), ..pinhole(SERVER, arrival) };
-    let holes = [1, 2, 3].map(|number| to(at(EXTERNAL, 50_000 + number)));
-    let openings = holes.map(|pinhole| opening(pinhole, LIFETIME));
-    let outcomes = place.lab.on_gateway(|| {
-        let _listener = std::net::TcpListener::bind(holes[1].arrival).unwrap();
-        openings.map(|opening| kernel.open(&opening, &[]))
-    });
-    assert!(matches!(outcomes, [Ok(()), Err(KernelError::Taken), Ok(())]), "{outcomes:?}");
-    assert_eq!(kernel.list_open().unwrap().len(), 2);
 }
 
 /// As `init_conntrack` does for a child of the kernel's helper: at once, if rules of others need it. The packet mark is
@@ -293,7 +188,7 @@ fn a_data_connection_inherits_the_operators_bits_of_the_ct_mark() {
         (CtMarkUse::Compared, OPERATORS, OPERATORS),
         (CtMarkUse::Restored, 0, 0),
     ] {
-        let mut place = Place::with(&RuleParameters::default().with_ct_mark_use(ct_mark_use));
+        let place = Place::with(&RuleParameters::default().with_ct_mark_use(ct_mark_use));
         let ends = [(CLIENT, SERVER), (CLIENT6, SERVER6)];
         for (number, mut writer) in (0..).zip(place.writers()) {
             for (from, to) in ends {
@@ -314,16 +209,16 @@ fn a_data_connection_inherits_the_operators_bits_of_the_ct_mark() {
                 // A retransmitted SYN has our bit.
                 let counts = ["packets 1 ", "packets 0 "].map(|count| seen.matches(count).count());
                 assert_eq!(counts, [1, 1], "{ct_mark_use:?} {seen}");
-                assert_eq!(place.ct_mark_of(&client), mark | 0x4000_0000, "{ct_mark_use:?}");
+                assert_eq!(place.lab.ct_mark_of(&client), mark | 0x4000_0000, "{ct_mark_use:?}");
                 // The firewall lets them pass, but nobody admits them: the pinhole is consumed, then it is closed.
                 let mut second = connect(&place.lab.client, from, hole.arrival);
                 exchange(&mut second, &listener);
-                assert_eq!(place.ct_mark_of(&second), 0, "{ct_mark_use:?}");
+                assert_eq!(place.lab.ct_mark_of(&second), 0, "{ct_mark_use:?}");
                 place.open_with_mark(&mut writer, hole, mark);
                 writer.close(&[hole]).unwrap();
                 let mut third = connect(&place.lab.client, from, hole.arrival);
                 exchange(&mut third, &listener);
-                assert_eq!(place.ct_mark_of(&third), 0, "{ct_mark_use:?}");
+                assert_eq!(place.lab.ct_mark_of(&third), 0, "{ct_mark_use:?}");
             }
         }
     }
@@ -331,21 +226,21 @@ fn a_data_connection_inherits_the_operators_bits_of_the_ct_mark() {
 
 #[test]
 fn an_accepted_syn_may_not_be_repeated() {
-    let mut place = Place::new();
+    let place = Place::new();
     place.lab.masquerade();
     place.lab.drop_by_default();
     let [mut writer, _] = place.writers();
     let translated =
         PinholeEnds { target: at(CLIENT, 4000), ..pinhole(SERVER, at(EXTERNAL, 50_000)) };
     for hole in [translated, pinhole(SERVER, at(CLIENT, 4001))] {
-        place.change(&mut writer, &[], &[hole]);
+        open(&mut writer, hole);
         let listener = listen(&place.lab.client, hole.target);
         // Conntrack knows the ends of the second one, which are those of the first one.
         let from = |port| {
             let limit = Duration::from_millis(700);
             connect_within(&place.lab.server, at(SERVER, port), hole.arrival, limit)
         };
-        let mut first = connect_from(&place.lab.server, at(SERVER, 2020), hole.arrival).unwrap();
+        let mut first = connect_from(&place.lab.server, at(SERVER, 2020), hole.arrival);
         let (accepted, _) = exchange(&mut first, &listener);
         assert!(from(2021).is_err(), "a second connection came in");
         // A reset of a connection that was open.
@@ -383,7 +278,7 @@ fn a_renewed_pinhole_stays_open_and_a_consumed_one_stays_closed() {
 /// A server with one passive port names it again. The connection before stays in conntrack for minutes.
 #[test]
 fn a_connection_that_is_over_consumes_no_new_pinhole() {
-    let mut place = Place::new();
+    let place = Place::new();
     let [mut writer, _] = place.writers();
     let parameters = RuleParameters::default();
     place.lab.drop_by_default();
@@ -397,21 +292,18 @@ fn a_connection_that_is_over_consumes_no_new_pinhole() {
         })
     };
     for closes_first in [Some(true), Some(false), None] {
-        place.change(&mut writer, &[], &[hole]);
+        open(&mut writer, hole);
         let mut client = connect(&place.lab.client, CLIENT, hole.arrival);
-        let (mut server, _) = exchange(&mut client, &listener);
+        let (server, _) = exchange(&mut client, &listener);
         assert_eq!(connections(&place.lab), [true, true]);
-        match closes_first {
-            // It may still send.
-            Some(true) => client.shutdown(Shutdown::Write).unwrap(),
-            Some(false) => server.shutdown(Shutdown::Write).unwrap(),
-            None => SockRef::from(&server).set_linger(Some(Duration::ZERO)).unwrap(),
-        }
-        let mut rest = [0];
-        match closes_first {
-            Some(true) => assert_eq!(server.read(&mut rest).unwrap(), 0),
-            Some(false) => assert_eq!(client.read(&mut rest).unwrap(), 0),
-            None => {}
+        if let Some(is_client) = closes_first {
+            // The other one may still send.
+            let (first, mut second) =
+                if is_client { (&client, &server) } else { (&server, &client) };
+            first.shutdown(Shutdown::Write).unwrap();
+            assert_eq!(second.read(&mut [0]).unwrap(), 0);
+        } else {
+            SockRef::from(&server).set_linger(Some(Duration::ZERO)).unwrap();
         }
         assert_eq!(connections(&place.lab), [true, true], "{closes_first:?}: only one end closed");
         drop((client, server));

@@ -1,6 +1,6 @@
 //! A SYN is admitted when it arrives, and consumes its pinhole when it leaves.
 
-use std::{cell::Cell, fs, net::SocketAddr, time::Duration};
+use std::{cell::Cell, net::SocketAddr, time::Duration};
 
 use ftp_alg::kernel::{
     RuleParameters,
@@ -12,7 +12,7 @@ use ftp_alg_lab::wait_for;
 use socket2::{Domain, SockRef, Socket, Type};
 
 use super::{
-    changes::Place,
+    changes::{Place, open},
     lab::*,
     packets::{PacketAction, serve},
 };
@@ -23,7 +23,7 @@ const OPERATORS_QUEUE: u16 = 7;
 /// The operator's program holds the SYNs until all have arrived.
 #[test]
 fn syns_that_are_held_together_share_no_pinhole() {
-    let mut place = Place::new();
+    let place = Place::new();
     for program in ["iptables", "ip6tables"] {
         let queue = format!("NFQUEUE --queue-num {OPERATORS_QUEUE}");
         place.lab.gateway_sh(&format!("{program} -t mangle -I FORWARD -p tcp --syn -j {queue}"));
@@ -33,7 +33,7 @@ fn syns_that_are_held_together_share_no_pinhole() {
     let translated =
         PinholeEnds { target: at(CLIENT, 4000), ..pinhole(SERVER, at(EXTERNAL, 50_000)) };
     for hole in [translated, pinhole(SERVER6, at(CLIENT6, 4000))] {
-        place.change(&mut writer, &[], &[hole]);
+        open(&mut writer, hole);
         let _listener = listen(&place.lab.client, hole.target);
         let mut queue = place.lab.on_gateway(|| Queue::open(OPERATORS_QUEUE)).unwrap();
         let sockets: Vec<_> = inside(&place.lab.server, || {
@@ -47,15 +47,7 @@ fn syns_that_are_held_together_share_no_pinhole() {
             };
             (0..4).map(|_| socket()).collect()
         });
-        wait_for("all four SYNs", || {
-            let queues = "/proc/thread-self/net/netfilter/nfnetlink_queue";
-            let queues = place.lab.on_gateway(|| fs::read_to_string(queues)).unwrap();
-            // Number, owner, packets that wait.
-            queues
-                .split_whitespace()
-                .nth(2)
-                .is_some_and(|waiting| waiting.parse::<u32>().unwrap() >= 4)
-        });
+        wait_for("all four SYNs", || queue.counts().waiting >= Some(4));
         assert_eq!(writer.list_open().unwrap().unwrap().len(), 1);
         let held = Cell::new(0);
         let pass = |_: &[u8]| {
@@ -83,7 +75,7 @@ fn a_syn_that_is_dropped_consumes_no_pinhole() {
         (CtMarkUse::None, "prerouting priority 1", false),
         (CtMarkUse::None, "input priority 1", true),
     ] {
-        let mut place = Place::with(&RuleParameters::default().with_ct_mark_use(ct_mark_use));
+        let place = Place::with(&RuleParameters::default().with_ct_mark_use(ct_mark_use));
         place.lab.drop_by_default();
         place.lab.gateway_sh(&format!(
             "nft 'table inet operator {{ chain lose {{ type filter hook {hook}; \
@@ -105,7 +97,7 @@ fn a_syn_that_is_dropped_consumes_no_pinhole() {
             assert_eq!(writer.list_open().unwrap().unwrap().len(), 1, "{ct_mark_use:?} {hook}");
             let mut client = connect(&place.lab.client, from, hole.arrival);
             exchange(&mut client, &listener);
-            assert_eq!(place.ct_mark_of(&client), OPERATORS | 0x4000_0000, "{ct_mark_use:?}");
+            assert_eq!(place.lab.ct_mark_of(&client), OPERATORS | 0x4000_0000, "{ct_mark_use:?}");
             assert_eq!(writer.list_open().unwrap().unwrap(), [], "{ct_mark_use:?}");
             // The lab has no filter at input.
             assert!(is_here || is_silent(&place.lab.client, from, hole.arrival), "{ct_mark_use:?}");
@@ -116,7 +108,7 @@ fn a_syn_that_is_dropped_consumes_no_pinhole() {
 /// As a rule for several uplinks does that saves the whole packet mark.
 #[test]
 fn a_connection_that_lost_its_ct_mark_consumes_its_pinhole() {
-    let mut place = Place::new();
+    let place = Place::new();
     place.lab.drop_by_default();
     place.lab.gateway_sh(
         "nft 'table inet operator { chain save { type filter hook postrouting priority mangle; \
@@ -125,11 +117,11 @@ fn a_connection_that_lost_its_ct_mark_consumes_its_pinhole() {
     let [mut writer, _] = place.writers();
     for (from, to) in [(CLIENT, SERVER), (CLIENT6, SERVER6)] {
         let hole = pinhole(from, at(to, 4000));
-        place.change(&mut writer, &[], &[hole]);
+        open(&mut writer, hole);
         let listener = listen(&place.lab.server, hole.target);
         let mut client = connect(&place.lab.client, from, hole.arrival);
         exchange(&mut client, &listener);
-        assert_eq!(place.ct_mark_of(&client), 0);
+        assert_eq!(place.lab.ct_mark_of(&client), 0);
         assert_eq!(writer.list_open().unwrap().unwrap(), []);
         assert!(is_silent(&place.lab.client, from, hole.arrival));
     }
@@ -140,7 +132,7 @@ fn a_connection_that_lost_its_ct_mark_consumes_its_pinhole() {
 #[test]
 fn a_mark_that_is_set_again_is_set_on_no_other_connection() {
     let learned = Learned { overwrites_data_mark: true, ..Learned::default() };
-    let mut place = Place::with(&RuleParameters::default().with_learned(learned));
+    let place = Place::with(&RuleParameters::default().with_learned(learned));
     place.lab.drop_by_default();
     place.lab.gateway_sh(
         "nft 'table inet operator { \
@@ -151,13 +143,13 @@ fn a_mark_that_is_set_again_is_set_on_no_other_connection() {
     for (from, to) in [(CLIENT, SERVER), (CLIENT6, SERVER6)] {
         let hole = pinhole(from, at(to, 4000));
         for round in 0..3 {
-            place.change(&mut writer, &[], &[hole]);
+            open(&mut writer, hole);
             let listener = listen(&place.lab.server, hole.target);
             let connect =
                 |limit| connect_within(&place.lab.client, at(from, 2020), hole.arrival, limit);
             let mut client = connect(Duration::from_secs(8)).unwrap();
             exchange(&mut client, &listener);
-            assert_eq!(place.ct_mark_of(&client), 0x4000_0005);
+            assert_eq!(place.lab.ct_mark_of(&client), 0x4000_0005);
             SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
             drop(client);
             for forget in ["true", "conntrack -F"] {

@@ -43,6 +43,7 @@ fn injected_packets_take_the_route_of_their_connection() {
         }
         let seen = lab.gateway_sh("nft list table inet seen");
         assert!(seen.contains(&format!("packets {sent} ")), "{sent}: {seen}");
+        assert!(injector.inject(b"no packet", ip(CLIENT), 0).is_err());
     }
 }
 

@@ -23,6 +23,7 @@ pub const EXTERNAL: &str = "192.0.2.1";
 pub const EXTERNAL2: &str = "192.0.2.77";
 pub const SERVER: &str = "192.0.2.9";
 pub const SERVER2: &str = "192.0.2.10";
+pub const SERVER2_6: &str = "2001:db8:2::10";
 pub const CLIENT6: &str = "2001:db8:1::2";
 pub const EXTERNAL6: &str = "2001:db8:2::1";
 pub const SERVER6: &str = "2001:db8:2::9";
@@ -60,7 +61,10 @@ impl Lab {
             ..LabSpec::new(Topology::Routed)
         };
         let lab = ftp_alg_lab::Lab::build(spec).unwrap();
-        lab.server.shell(&format!("ip address add {SERVER2}/24 dev eth0")).unwrap();
+        let more = format!(
+            "ip address add {SERVER2}/24 dev eth0; ip address add {SERVER2_6}/64 dev eth0 nodad"
+        );
+        lab.server.shell(&more).unwrap();
         Self(lab)
     }
 
@@ -92,6 +96,17 @@ impl Lab {
         );
     }
 
+    /// The ct mark of the connection that `client` initiated.
+    pub fn ct_mark_of(&self, client: &TcpStream) -> u32 {
+        let (from, to) = (client.local_addr().unwrap(), client.peer_addr().unwrap());
+        let family = if from.is_ipv4() { "ipv4" } else { "ipv6" };
+        // An earlier connection to another port may have had the same source port.
+        let ports = format!("--sport {} --dport {}", from.port(), to.port());
+        let known = self.gateway_sh(&format!("conntrack -L -f {family} -p tcp {ports}"));
+        let mark = known.split_once("mark=").unwrap().1.split_whitespace().next();
+        mark.unwrap().parse().unwrap()
+    }
+
     /// Runs `work` in the gateway's namespace.
     pub fn on_gateway<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         inside(&self.gateway, work)
@@ -119,12 +134,12 @@ pub fn listen(host: &Host, address: SocketAddr) -> TcpListener {
 
 /// Connects from an address.
 pub fn connect(host: &Host, from: &str, to: SocketAddr) -> TcpStream {
-    connect_from(host, at(from, 0), to).unwrap()
+    connect_from(host, at(from, 0), to)
 }
 
 /// Connects from an address and port.
-pub fn connect_from(host: &Host, from: SocketAddr, to: SocketAddr) -> io::Result<TcpStream> {
-    connect_within(host, from, to, scaled_timeout(Duration::from_secs(8)))
+pub fn connect_from(host: &Host, from: SocketAddr, to: SocketAddr) -> TcpStream {
+    connect_within(host, from, to, scaled_timeout(Duration::from_secs(8))).unwrap()
 }
 
 /// Whether nothing answers a connection.

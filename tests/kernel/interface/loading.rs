@@ -1,12 +1,14 @@
 //! What is put together from the kernel's own messages is what the rules' text says.
 
+use std::time::Duration;
+
 use ftp_alg::kernel::{
-    RuleParameters,
+    LinuxKernel, RuleParameters,
     parameters::{Backend, CtMarkUse, Learned, QueueStatement},
-    table::{Commits, Table, rule_files},
+    table::{Commits, Table, TableCondition, rule_files},
 };
 
-use super::lab::Lab;
+use super::lab::{CLIENT, Lab, OneAtATime as _, SERVER, at, opening, pinhole};
 
 const LIST: &str = "nft --stateless list table inet ftp_alg";
 
@@ -38,18 +40,6 @@ fn the_table_is_the_one_that_nft_loads_from_the_text() {
         }
         lab.gateway_sh("nft delete table inet ftp_alg");
     }
-}
-
-#[test]
-fn no_draft_is_left_in_the_kernel() {
-    let lab = Lab::new();
-    lab.on_gateway(|| {
-        let commits = Commits::through_one_socket().unwrap();
-        let table = Table::install(&RuleParameters::default(), &commits).unwrap();
-        assert_eq!(lab.gateway_sh("nft list tables").trim(), "table inet ftp_alg");
-        table.remove().unwrap();
-    });
-    assert_eq!(lab.gateway_sh("nft list tables"), "");
 }
 
 #[test]
@@ -115,6 +105,46 @@ fn a_table_in_place_of_another_retains_what_is_open() {
         newer.leave_in_kernel();
         marked.remove().unwrap();
     });
+}
+
+/// It is seen at the next look, whatever we do meanwhile.
+#[test]
+fn a_change_of_others_is_seen_among_ours() {
+    let lab = Lab::new();
+    let commits = Commits::default();
+    let (mut kernel, mut table) = lab.on_gateway(|| {
+        let parameters = RuleParameters::default();
+        let kernel = LinuxKernel::new(&parameters, &commits).unwrap();
+        (kernel, Table::install(&parameters, &commits).unwrap())
+    });
+    let arrival = at(SERVER, 4000);
+    let hole = pinhole(CLIENT, arrival);
+    let opening = opening(hole, Duration::from_secs(20));
+    for round in 0..4 {
+        let mut ours = || {
+            kernel.open_one(&opening).unwrap();
+            kernel.open_one(&opening).unwrap_err(); // taken
+            kernel.close_and_open(&[hole], &opening).unwrap();
+            for _ in 0..=round {
+                kernel.close_one(&hole).unwrap(); // but for the first they change nothing
+            }
+        };
+        assert_eq!(table.condition().unwrap(), TableCondition::Intact);
+        ours();
+        assert_eq!(table.condition().unwrap(), TableCondition::Intact);
+        lab.gateway_sh("nft add rule inet ftp_alg control counter");
+        ours();
+        assert_eq!(table.condition().unwrap(), TableCondition::Changed);
+        assert_eq!(table.condition().unwrap(), TableCondition::Changed);
+        lab.on_gateway(|| table.restore()).unwrap();
+        assert_eq!(table.condition().unwrap(), TableCondition::Intact);
+        lab.gateway_sh("nft add table ip other; nft delete table ip other");
+        assert_eq!(table.condition().unwrap(), TableCondition::Intact);
+    }
+    lab.gateway_sh("nft delete table inet ftp_alg");
+    assert_eq!(table.condition().unwrap(), TableCondition::Gone);
+    lab.gateway_sh("nft add table inet ftp_alg");
+    assert_eq!(table.condition().unwrap(), TableCondition::Replaced);
 }
 
 /// The helper belongs to the machine: each that leaves removes it while the others load tables that refer to it.

@@ -65,6 +65,17 @@ fn handover(number: u32, login: LoginStage, translation: Translation) -> FlowCha
     })
 }
 
+fn withdraw(flow: u32, translation: Translation) -> FlowChange {
+    FlowChange::Withdraw(Withdrawal { flow: flow.into(), translation })
+}
+
+/// Has the program open a pinhole at port 1025 of the server, which knows the client as `reply.1`.
+fn open_passive(offload: &Offload, client: SocketAddr, reply: (SocketAddr, SocketAddr)) {
+    receive(offload.program(), &frame(client, reply.0, 1000, 2000, b"EPSV\r\n"));
+    let line = b"229 x (|||1025|)\r\n";
+    receive(offload.program(), &frame(reply.0, reply.1, 2000, 1006, line));
+}
+
 /// As behind each announcement that is queued.
 #[test]
 fn a_connection_that_is_taken_back_and_handed_over_has_its_new_state() {
@@ -72,12 +83,11 @@ fn a_connection_that_is_taken_back_and_handed_over_has_its_new_state() {
         let mut kernel = kernel(offload);
         let control = Translation::identity(CLIENT, SERVER);
         let other = Translation::identity(SocketAddr::new(CLIENT.ip(), 40_001), SERVER);
-        let withdraw = |translation| FlowChange::Withdraw(Withdrawal { flow: 1, translation });
-        let again = |translation, next_seq| match handover(1, LoginStage::LoggedIn, translation) {
-            FlowChange::Handover(handover) => {
-                FlowChange::Handover(Handover { next_seq, ..handover })
-            }
-            other @ FlowChange::Withdraw(_) => other,
+        let again = |translation, next_seq| {
+            let mut change = handover(1, LoginStage::LoggedIn, translation);
+            let FlowChange::Handover(handover) = &mut change else { unreachable!() };
+            handover.next_seq = next_seq;
+            change
         };
         let inspected = || offload.program().counters().unwrap().inspected;
         kernel.apply_flow_changes(&[again(control, [1000, 2000])]);
@@ -86,13 +96,13 @@ fn a_connection_that_is_taken_back_and_handed_over_has_its_new_state() {
         {
             // It is returned at a line that is not the next one.
             receive(offload.program(), &frame(before.client, SERVER, 1, 2, b"NOOP\r\n"));
-            kernel.apply_flow_changes(&[withdraw(before), again(after, next_seq)]);
+            kernel.apply_flow_changes(&[withdraw(1, before), again(after, next_seq)]);
             assert_eq!(offload.program().flow_ids().unwrap(), [1]);
             let (seen, [seq, ack]) = (inspected(), next_seq);
             receive(offload.program(), &frame(client, SERVER, seq, ack, b"NOOP\r\n"));
             assert_eq!(inspected(), seen + 1, "{after:?}");
         }
-        kernel.apply_flow_changes(&[withdraw(other)]);
+        kernel.apply_flow_changes(&[withdraw(1, other)]);
         assert_eq!(offload.program().flow_ids().unwrap(), [0; 0]);
     });
 }
@@ -125,13 +135,11 @@ fn has_source_while_open(
         };
         for end in ["consumed", "closed"] {
             kernel.apply_flow_changes(&[handover(1, LoginStage::LoggedIn, by(1))]);
-            receive(offload.program(), &frame(client, server, 1000, 2000, b"EPSV\r\n"));
-            let reply = b"229 x (|||1025|)\r\n";
-            receive(offload.program(), &frame(server, translated, 2000, 1006, reply));
+            open_passive(offload, client, (server, translated));
             let pinholes = offload.program().list_open_pinholes().unwrap();
             let [(key, _)] = pinholes[..] else { panic!("{pinholes:?}") };
             kernel.apply_flow_changes(&[
-                FlowChange::Withdraw(Withdrawal { flow: 1, translation: by(1) }),
+                withdraw(1, by(1)),
                 handover(2, LoginStage::LoggedIn, by(2)),
             ]);
             assert!(!is_handed_over(2), "{end}");
@@ -152,10 +160,7 @@ fn has_source_while_open(
             kernel.apply_flow_changes(&[handover(2, LoginStage::LoggedIn, by(2))]);
             assert!(is_handed_over(2), "{end}");
             assert_eq!(source(), [false, true], "{end}");
-            kernel.apply_flow_changes(&[FlowChange::Withdraw(Withdrawal {
-                flow: 2,
-                translation: by(2),
-            })]);
+            kernel.apply_flow_changes(&[withdraw(2, by(2))]);
         }
     });
 }
@@ -184,10 +189,7 @@ fn no_more_connections_are_handed_over_than_there_is_room_for() {
             "cannot hand a connection over: limit of 16384 connections reached; others are queued"
                 .into();
         assert_eq!(offload.take_failures(), Some((2, last)));
-        kernel.apply_flow_changes(&[
-            FlowChange::Withdraw(Withdrawal { flow: 1, translation: ends(1) }),
-            over(most + 1),
-        ]);
+        kernel.apply_flow_changes(&[withdraw(1, ends(1)), over(most + 1)]);
         assert_eq!(offload.program().flow_ids().unwrap().len(), most as usize);
     });
 }
@@ -203,9 +205,7 @@ fn a_pinhole_is_in_the_rules_before_it_leaves_the_program() {
         for last in 1..=MOVED {
             let (number, identity) = (last.into(), Translation::identity(client(last), SERVER));
             kernel.apply_flow_changes(&[handover(number, LoginStage::LoggedIn, identity)]);
-            receive(offload.program(), &frame(client(last), SERVER, 1000, 2000, b"PASV\r\n"));
-            let reply = b"227 (192,0,2,9,4,1)\r\n";
-            receive(offload.program(), &frame(SERVER, client(last), 2000, 1006, reply));
+            open_passive(offload, client(last), (SERVER, client(last)));
         }
         let arrival = SocketAddr::new(SERVER.ip(), 1025);
         let moved = |last: u8| {
@@ -267,11 +267,8 @@ fn the_retransmitted_syn_of_a_rules_pinhole_consumes_none_of_the_program() {
         let (short, long) = (Duration::ZERO, Duration::from_secs(30));
         let open_in_program = |kernel: &mut LinuxKernel, flow: u32| {
             kernel.apply_flow_changes(&[handover(flow, LoginStage::LoggedIn, control)]);
-            receive(offload.program(), &frame(CLIENT, SERVER, 1000, 2000, b"PASV\r\n"));
-            let reply = b"227 (192,0,2,9,4,1)\r\n";
-            receive(offload.program(), &frame(SERVER, CLIENT, 2000, 1006, reply));
-            let withdrawal = Withdrawal { flow: flow.into(), translation: control };
-            kernel.apply_flow_changes(&[FlowChange::Withdraw(withdrawal)]);
+            open_passive(offload, CLIENT, (SERVER, CLIENT));
+            kernel.apply_flow_changes(&[withdraw(flow, control)]);
             PinholeId { flow: flow.into(), line: 2 }
         };
         let count = || offload.program().list_open_pinholes().unwrap().len();

@@ -17,17 +17,13 @@ pub fn serve(
         queue.wait().unwrap();
         let (packets, mut verdicts) = queue.batch();
         for packet in packets {
-            match decide(packet.payload) {
-                PacketAction::Pass => {
-                    verdicts.verdict(packet.id, QueueVerdict::Accept, None).unwrap()
-                }
-                PacketAction::Drop => {
-                    verdicts.verdict(packet.id, QueueVerdict::Drop, None).unwrap()
-                }
-                PacketAction::Replace(with) => {
-                    verdicts.verdict(packet.id, QueueVerdict::Replace(&with), None).unwrap();
-                }
-            }
+            let action = decide(packet.payload);
+            let verdict = match &action {
+                PacketAction::Pass => QueueVerdict::Accept,
+                PacketAction::Drop => QueueVerdict::Drop,
+                PacketAction::Replace(with) => QueueVerdict::Replace(with),
+            };
+            verdicts.verdict(packet.id, verdict, None).unwrap();
         }
         verdicts.flush().unwrap();
     }

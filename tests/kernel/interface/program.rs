@@ -37,6 +37,13 @@ pub fn lab_with_pins() -> Option<(Lab, Pins)> {
     has_tcx().then(|| (Lab::new(), Pins::new()))
 }
 
+/// Runs `test` in the gateway's namespace, if the kernel has TCX.
+pub fn with_pins(test: impl FnOnce(&Lab, &Pins) + Send) {
+    if let Some((lab, pins)) = lab_with_pins() {
+        lab.on_gateway(|| test(&lab, &pins));
+    }
+}
+
 /// A pin directory. The rest of it is removed when this is dropped.
 pub struct Pins(pub PathBuf);
 
@@ -78,11 +85,7 @@ pub fn flow() -> Flow {
 
 /// Indices of the interfaces with these names, in the namespace of this thread.
 pub fn indices(names: [&str; 2]) -> [u32; 2] {
-    names.map(|name| {
-        let name = std::ffi::CString::new(name).unwrap();
-        // SAFETY: the name ends with a zero byte.
-        unsafe { libc::if_nametoindex(name.as_ptr()) }
-    })
+    names.map(|name| nix::net::if_::if_nametoindex(name).unwrap())
 }
 
 /// An Ethernet frame with its checksums.
@@ -126,8 +129,7 @@ pub fn read(path: &FastPath) -> Vec<LineRecord> {
 
 #[test]
 fn lines_stay_in_the_ring_until_they_are_released() {
-    let Some((lab, pins)) = lab_with_pins() else { return };
-    lab.on_gateway(|| {
+    with_pins(|_, pins| {
         let path = pins.load();
         path.hand_over(7, tuples(), &flow()).unwrap();
         assert!(!path.ring().has_unread());
@@ -161,8 +163,7 @@ fn lines_stay_in_the_ring_until_they_are_released() {
 
 #[test]
 fn a_full_ring_hands_flows_back_until_it_is_released() {
-    let Some((lab, pins)) = lab_with_pins() else { return };
-    lab.on_gateway(|| {
+    with_pins(|_, pins| {
         let path = pins.load();
         path.hand_over(1, tuples(), &flow()).unwrap();
         let mut count = 0;
@@ -197,19 +198,14 @@ fn a_full_ring_hands_flows_back_until_it_is_released() {
 
 #[test]
 fn lines_are_not_inspected_after_take_back() {
-    let Some((lab, pins)) = lab_with_pins() else { return };
-    lab.on_gateway(|| {
+    with_pins(|_, pins| {
         let path = pins.load();
         path.hand_over(7, tuples(), &flow()).unwrap();
-        assert_eq!(
-            path.hand_over(7, tuples(), &flow()).unwrap_err().raw_os_error(),
-            Some(libc::EEXIST)
-        );
-        // Another flow with the same tuples is refused, and the first one stays.
-        assert_eq!(
-            path.hand_over(8, tuples(), &flow()).unwrap_err().raw_os_error(),
-            Some(libc::EEXIST)
-        );
+        // Neither the same flow nor another one with the same tuples.
+        for flow_id in [7, 8] {
+            let refused = path.hand_over(flow_id, tuples(), &flow()).unwrap_err();
+            assert_eq!(refused.raw_os_error(), Some(libc::EEXIST));
+        }
         assert_eq!(path.flow_ids().unwrap(), [7]);
         exchange(&path, 0);
         assert_eq!(path.counters().unwrap().inspected, 2);
@@ -300,20 +296,19 @@ fn reserved_pinholes_and_barred_ports_are_not_opened() {
 
 #[test]
 fn a_daemon_takes_over_its_version_and_removes_others() {
-    let Some((lab, pins)) = lab_with_pins() else { return };
-    lab.on_gateway(|| {
+    with_pins(|lab, pins| {
         let first = pins.load();
         update_attachments(&first);
         first.hand_over(7, tuples(), &flow()).unwrap();
         let version = first.directory().to_owned();
         drop(first);
-        assert_eq!(attached_interfaces(&lab), name_set(&["lan", "wan"]), "the pins keep it");
+        assert_eq!(attached_interfaces(lab), name_set(&["lan", "wan"]), "the pins keep it");
 
         let second = pins.load();
         assert_eq!((second.directory(), second.flow_ids().unwrap()), (&*version, vec![7]));
         lab.gateway_sh("ip link add later type veth peer name later2");
         update_attachments(&second);
-        assert_eq!(attached_interfaces(&lab), name_set(&["lan", "later", "later2", "wan"]));
+        assert_eq!(attached_interfaces(lab), name_set(&["lan", "later", "later2", "wan"]));
         drop(second);
 
         // The directory gets the name of another version. The incomplete directory of a daemon that was killed while
@@ -323,7 +318,7 @@ fn a_daemon_takes_over_its_version_and_removes_others() {
         fs::rename(&version, pins.0.join(other)).unwrap();
         fs::create_dir(&version).unwrap();
         let third = pins.load();
-        assert_eq!((attached_interfaces(&lab), third.flow_ids().unwrap()), (name_set(&[]), vec![]));
+        assert_eq!((attached_interfaces(lab), third.flow_ids().unwrap()), (name_set(&[]), vec![]));
         assert_eq!(fs::read_dir(&pins.0).unwrap().count(), 1);
         third.remove().unwrap();
         assert!(pins.is_empty());
@@ -350,28 +345,25 @@ fn control_ports_survive_a_takeover() {
         drop(first);
         let second = pins.load();
         hand_over(&second, 3, 22, 23);
-        assert_eq!(exchange(&second, 21, 21), 2);
-        assert_eq!(exchange(&second, 2121, 65535), 2);
-        assert_eq!(exchange(&second, 22, 23), 2);
-        assert_eq!(exchange(&second, 24, 24), 0);
+        let ports = [(21, 21), (2121, 65535), (22, 23), (24, 24)];
+        assert_eq!(ports.map(|(inside, outside)| exchange(&second, inside, outside)), [2, 2, 2, 0]);
         second.remove().unwrap();
     });
 }
 
 #[test]
 fn a_directory_in_use_is_neither_taken_over_nor_removed() {
-    let Some((lab, pins)) = lab_with_pins() else { return };
-    lab.on_gateway(|| {
+    with_pins(|lab, pins| {
         let path = pins.load();
         update_attachments(&path);
         let error_text = "in use by another ftp-alg";
         let unavailable = FastPath::load(&pins.0, list_interfaces).unwrap_err().to_string();
         assert!(unavailable.ends_with(error_text), "{unavailable}");
         assert_eq!(remove_leftovers(&pins.0, list_interfaces).unwrap_err().to_string(), error_text);
-        assert_eq!(attached_interfaces(&lab), name_set(&["lan", "wan"]));
+        assert_eq!(attached_interfaces(lab), name_set(&["lan", "wan"]));
         drop(path);
         remove_leftovers(&pins.0, list_interfaces).unwrap();
-        assert_eq!(attached_interfaces(&lab), name_set(&[]));
+        assert_eq!(attached_interfaces(lab), name_set(&[]));
         assert!(pins.is_empty());
     });
 }
@@ -435,48 +427,23 @@ pub fn send_frame(interface: &str, to: [u8; 6], frame: &[u8]) {
 #[test]
 fn loading_needs_rights_and_a_bpf_file_system() {
     let Some((lab, pins)) = lab_with_pins() else { return };
+    let load = |directory: &Path| FastPath::load(directory, list_interfaces);
     lab.on_gateway(|| {
         let outside = tempfile::tempdir().unwrap();
-        let unavailable =
-            FastPath::load(&outside.path().join("pins"), list_interfaces).unwrap_err().to_string();
+        let unavailable = load(&outside.path().join("pins")).unwrap_err().to_string();
         assert!(unavailable.ends_with("is not in a BPF file system"), "{unavailable}");
         // After an error the program can still be loaded.
         pins.load().remove().unwrap();
     });
-    for (rights, works) in [
-        ("cap_bpf,cap_perfmon,cap_net_admin", true),
-        ("cap_bpf,cap_net_admin", false),
-        ("cap_perfmon,cap_net_admin", false),
-        ("cap_bpf,cap_perfmon", false),
-    ] {
-        let done =
-            lab.on_gateway(|| with_rights(rights, || FastPath::load(&pins.0, list_interfaces)));
-        match (done, works) {
-            (Ok(path), true) => path.remove().unwrap(),
-            (Err(unavailable), false) => {
-                let text = unavailable.to_string();
-                assert!(
-                    text.ends_with("CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN"),
-                    "{rights}: {text}"
-                );
-                assert!(!text.contains('\n') && text.len() < 400, "{rights}: {text}");
-                assert!(pins.is_empty(), "{rights}");
-            }
-            (done, _) => panic!("{rights}: {done:?}"),
-        }
+    for rights in ["cap_bpf,cap_net_admin", "cap_perfmon,cap_net_admin", "cap_bpf,cap_perfmon"] {
+        let text =
+            lab.on_gateway(|| with_rights(rights, || load(&pins.0).unwrap_err().to_string()));
+        assert!(text.ends_with("CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN"), "{rights}: {text}");
+        assert!(!text.contains('\n') && text.len() < 400, "{rights}: {text}");
+        assert!(pins.is_empty(), "{rights}");
     }
-    // After loading CAP_NET_ADMIN suffices.
-    lab.on_gateway(|| {
-        let path = pins.load();
-        with_rights("cap_net_admin", || {
-            update_attachments(&path);
-            path.hand_over(1, tuples(), &flow()).unwrap();
-            path.take_back(1, tuples()).unwrap();
-            path.counters().unwrap();
-            path.remove().unwrap();
-        });
-    });
-    assert_eq!(attached_interfaces(&lab), name_set(&[]));
+    let all = "cap_bpf,cap_perfmon,cap_net_admin";
+    lab.on_gateway(|| with_rights(all, || load(&pins.0).unwrap().remove().unwrap()));
 }
 
 #[test]
@@ -509,46 +476,38 @@ fn a_program_that_is_being_loaded_has_no_connection_yet() {
 /// daemon must not find its socket and its locks in use meanwhile.
 #[test]
 fn the_process_that_loads_the_program_has_no_socket_or_lock_of_the_daemon() {
-    let Some((lab, pins)) = lab_with_pins() else { return };
-    lab.on_gateway(|| {
+    with_pins(|_, pins| {
         let _listener = UnixDatagram::unbound().unwrap();
         let path = FastPath::begin_loading(&pins.0, list_interfaces).unwrap();
-        let child = children().into_iter().find(|child| is_copy(child)).unwrap();
-        let own_channel = 1;
-        wait_for("the end of its sockets and locks", || {
-            let sockets = descriptors(&child, |target, _| target.starts_with("socket:"));
-            let locks = descriptors(&child, |_, info| info.contains("FLOCK"));
-            (sockets, locks) == (own_channel, 0)
-        });
+        let child = copy_of_this_process();
+        // It has its channel to the daemon alone.
+        wait_for("the end of its sockets and locks", || sockets_and_locks(&child) == [1, 0]);
         path.finish_loading().unwrap();
         path.remove().unwrap();
     });
 }
 
-/// The directories in /proc of this process's children.
-fn children() -> Vec<PathBuf> {
+/// The directory in /proc of this process's child that is a copy of it, and has called no other program.
+fn copy_of_this_process() -> PathBuf {
     let parent = format!("PPid:\t{}\n", std::process::id());
-    let is_child = |path: &PathBuf| {
-        fs::read_to_string(path.join("status")).is_ok_and(|status| status.contains(&parent))
-    };
-    let all = fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().path());
-    all.filter(is_child).collect()
-}
-
-/// Whether a process runs this program, as a copy does that has called no other.
-fn is_copy(process: &Path) -> bool {
     let program = |process: &Path| fs::read_link(process.join("exe")).ok();
-    program(process) == program(Path::new("/proc/self"))
+    let is_copy = |path: &PathBuf| {
+        fs::read_to_string(path.join("status")).is_ok_and(|status| status.contains(&parent))
+            && program(path) == program(Path::new("/proc/self"))
+    };
+    fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().path()).find(is_copy).unwrap()
 }
 
-/// How many open descriptors of a process fit, by what they refer to and by their information.
-fn descriptors(process: &Path, fits: impl Fn(&str, &str) -> bool) -> usize {
-    let found = fs::read_dir(process.join("fd")).unwrap().flatten().filter(|entry| {
-        let target = fs::read_link(entry.path()).unwrap_or_default();
-        let info = process.join("fdinfo").join(entry.file_name());
-        fits(&target.to_string_lossy(), &fs::read_to_string(info).unwrap_or_default())
-    });
-    found.count()
+/// How many sockets and how many locked files a process has.
+fn sockets_and_locks(process: &Path) -> [usize; 2] {
+    let (mut sockets, mut locks) = (0, 0);
+    for descriptor in fs::read_dir(process.join("fd")).unwrap().flatten() {
+        let target = fs::read_link(descriptor.path()).unwrap_or_default();
+        let info = process.join("fdinfo").join(descriptor.file_name());
+        sockets += usize::from(target.to_string_lossy().starts_with("socket:"));
+        locks += usize::from(fs::read_to_string(info).unwrap_or_default().contains("FLOCK"));
+    }
+    [sockets, locks]
 }
 
 /// Runs `work` on this thread with these capabilities and no others. It can be called once in a thread.

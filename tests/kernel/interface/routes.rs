@@ -20,6 +20,10 @@ use super::{
 const FAR: &str = "203.0.113.7";
 const FAR6: &str = "2001:db8:f::7";
 
+fn new_kernel() -> LinuxKernel {
+    LinuxKernel::new(&RuleParameters::default(), &Commits::default()).unwrap()
+}
+
 fn look_up(kernel: &mut LinuxKernel, address: &str, interface: u32) -> bool {
     let address = address.parse().unwrap();
     kernel.has_route(RouteLookup { address, interface, used: 0, mark: 0 }).unwrap()
@@ -35,7 +39,7 @@ const NEIGHBOURS: [(&str, &str); 4] =
 #[track_caller]
 fn assert_routes(lab: &Lab, address: &str, expected: &[&str], what: &str) {
     let found: Vec<_> = lab.on_gateway(|| {
-        let mut kernel = LinuxKernel::new(&RuleParameters::default(), &Commits::default()).unwrap();
+        let mut kernel = new_kernel();
         let has_route = |name: &&str| look_up(&mut kernel, address, indices([name, "lo"])[0]);
         INTERFACES.into_iter().filter(has_route).collect()
     });
@@ -136,7 +140,7 @@ fn this_machines_own_address_is_on_no_interface() {
         assert_routes(&lab, address, &[], "an own address");
     }
     lab.on_gateway(|| {
-        let mut kernel = LinuxKernel::new(&RuleParameters::default(), &Commits::default()).unwrap();
+        let mut kernel = new_kernel();
         assert!(!look_up(&mut kernel, SERVER, 60_000), "no such interface");
     });
 }
@@ -218,8 +222,7 @@ fn look_ups_in_a_large_table_take_a_bounded_time() {
         };
         lab.on_gateway(|| {
             let [up2, up3] = indices(["up2", "up3"]);
-            let mut kernel =
-                LinuxKernel::new(&RuleParameters::default(), &Commits::default()).unwrap();
+            let mut kernel = new_kernel();
             let mut ask = |address: &str, interface| look_up(&mut kernel, address, interface);
             let start = processor_time();
             assert!(!ask(forged, up2) && !ask(forged, up3));
@@ -258,8 +261,7 @@ fn forged_packets_do_not_hide_uplinks_of_rules() {
         lab.on_gateway(|| {
             let [up2, up3] = indices(["up2", "up3"]);
             let [up4, _] = indices(["up4", "lo"]);
-            let mut kernel =
-                LinuxKernel::new(&RuleParameters::default(), &Commits::default()).unwrap();
+            let mut kernel = new_kernel();
             let mut ask = |address: &str, interface| look_up(&mut kernel, address, interface);
             // Until the large table is not read any more.
             let forge = |_| (!ask(forged, up2) && !ask(far, up2)).then_some(());

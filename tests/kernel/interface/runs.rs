@@ -16,19 +16,6 @@ const LATER: u8 = 5;
 /// How often a queue is opened.
 const ROUNDS: usize = 20;
 
-/// The last byte of a packet is its number.
-fn number(packet: &[u8]) -> u8 {
-    *packet.last().unwrap()
-}
-
-fn is_dropped(number: u8) -> bool {
-    number % 7 == 3
-}
-
-fn is_replaced(number: u8) -> bool {
-    number % 11 == 9
-}
-
 #[test]
 fn a_run_of_accepts_covers_no_other_packet() {
     let lab = Lab::new();
@@ -37,6 +24,7 @@ fn a_run_of_accepts_covers_no_other_packet() {
         let mut queue = Queue::open(2100).unwrap();
         let receiver = UdpSocket::bind("127.0.0.1:7").unwrap();
         receiver.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        let (is_dropped, is_replaced) = (|number| number % 7 == 3, |number| number % 11 == 9);
         let arrived = || {
             let mut numbers = Vec::new();
             let mut datagram = [0; 9];
@@ -56,7 +44,7 @@ fn a_run_of_accepts_covers_no_other_packet() {
             read += count;
             let (packets, mut verdicts) = queue.batch();
             for packet in packets {
-                match number(packet.payload) {
+                match *packet.payload.last().unwrap() {
                     LATER => later = Some(packet.id),
                     number if is_dropped(number) => {
                         verdicts.verdict(packet.id, QueueVerdict::Drop, None).unwrap();

@@ -117,29 +117,26 @@ fn inspect_once((name, made, attached, upper, vlan): Way, client: SocketAddr, se
             inside(&lab.client, || send_frame("eth0", own, &bytes));
         };
         let by_server = |bytes: Vec<u8>| inside(&lab.server, || send_frame("eth0", OWN, &bytes));
-        let fast_path = |count: u64| {
-            wait_for("the packet", || {
-                let counts = path.counters().unwrap();
-                counts.inspected + counts.admitted >= count
-            });
-            let counts = path.counters().unwrap();
-            assert_eq!(
-                (counts.inspected + counts.admitted, counts.handed_back),
-                (count, 0),
-                "{name}: {counts:?}"
-            );
-        };
-        by_client(frame(client, server, 1000, 2000, b"NOOP\r\n"));
-        fast_path(1);
-        by_server(frame(server, client, 2000, 1006, b"200 \r\n"));
-        fast_path(2);
-        by_client(frame(client, server, 1006, 2006, b"EPSV\r\n"));
-        fast_path(3);
-        by_server(frame(server, client, 2006, 1012, b"229 x (|||4001|)\r\n"));
-        fast_path(4);
         let target = SocketAddr::new(server.ip(), 4001);
-        by_client(syn(SocketAddr::new(client.ip(), 40_001), target));
-        fast_path(5);
+        let packets = [
+            frame(client, server, 1000, 2000, b"NOOP\r\n"),
+            frame(server, client, 2000, 1006, b"200 \r\n"),
+            frame(client, server, 1006, 2006, b"EPSV\r\n"),
+            frame(server, client, 2006, 1012, b"229 x (|||4001|)\r\n"),
+            syn(SocketAddr::new(client.ip(), 40_001), target),
+        ];
+        for (count, packet) in (1..).zip(packets) {
+            if count % 2 == 1 {
+                by_client(packet)
+            } else {
+                by_server(packet)
+            }
+            let counts = || path.counters().unwrap();
+            wait_for("the packet", || counts().inspected + counts().admitted >= count);
+            let counts = counts();
+            let seen = (counts.inspected + counts.admitted, counts.handed_back);
+            assert_eq!(seen, (count, 0), "{name}: {counts:?}");
+        }
         assert_eq!((path.counters().unwrap().admitted, read(&path).len()), (1, 4), "{name}");
         path.remove().unwrap();
     });
