@@ -1,46 +1,21 @@
 //! When the daemon crashes.
 
-use super::Rng;
+use super::{Rng, recorder::Life};
 
-/// What becomes of the daemon at one step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
-    GoesOn,
-    /// It is killed after so many calls of its kernel and its host: the first writes what it knows.
-    CrashesAfter(u32),
-}
-
-/// When crashes come.
 pub struct Crashes {
     /// How often, for each packet.
-    chance: f64,
-    rng: Rng,
-    /// What becomes of it next, if that is not left to chance.
-    pub next: Option<Fate>,
+    pub chance: f64,
+    pub rng: Rng,
 }
 
 impl Crashes {
-    pub fn new(chance: f64, rng: Rng) -> Self {
-        Self { chance, rng, next: None }
-    }
-
-    /// To be asked between decision and verdict.
-    pub fn fate(&mut self) -> Fate {
-        let crashes = self.rng.chance(self.chance);
-        match self.next.take() {
-            Some(next) => next,
-            None if crashes => Fate::CrashesAfter(self.calls()),
-            None => Fate::GoesOn,
+    /// Whether the daemon is killed at one stage, of which there are some for each packet. If so, `life` ends after some
+    /// calls.
+    pub fn strike(&mut self, life: &Life) -> bool {
+        let strikes = self.rng.chance(self.chance / 5.0);
+        if strikes {
+            life.ends_after(self.rng.below(5) as u32);
         }
-    }
-
-    /// After how many calls it crashes.
-    pub fn calls(&mut self) -> u32 {
-        self.rng.below(5) as u32
-    }
-
-    /// Whether it crashes at one stage, of which there are some for each packet.
-    pub fn strikes(&mut self) -> bool {
-        self.rng.chance(self.chance / 5.0)
+        strikes
     }
 }

@@ -42,7 +42,7 @@ pub enum Fault {
     /// The IP header: anyone who forwards it drops it.
     Ip,
     /// What it carries: its receiver discards it.
-    Content(&'static str),
+    Content,
 }
 
 impl Segment {
@@ -143,9 +143,15 @@ impl Segment {
 
     /// Reads a packet as its receiver does: one with a wrong length or checksum is none.
     pub fn read(bytes: &[u8]) -> Result<(SocketAddr, SocketAddr, Self), Fault> {
+        let (source, destination, segment, is_valid) = Self::parse(bytes)?;
+        is_valid.then_some((source, destination, segment)).ok_or(Fault::Content)
+    }
+
+    /// Reads a packet, and whether TCP checksum and options are right.
+    pub fn parse(bytes: &[u8]) -> Result<(SocketAddr, SocketAddr, Self, bool), Fault> {
         let sliced = SlicedPacket::from_ip(bytes).map_err(|_| Fault::Ip)?;
         let Some(TransportSlice::Tcp(tcp)) = &sliced.transport else {
-            return Err(Fault::Content("no TCP"));
+            return Err(Fault::Content);
         };
         let ip_options;
         let ecn;
@@ -180,9 +186,7 @@ impl Segment {
             }
             _ => return Err(Fault::Ip),
         };
-        if checksum != Ok(tcp.checksum()) {
-            return Err(Fault::Content("the TCP checksum is wrong"));
-        }
+        let mut is_valid = checksum == Ok(tcp.checksum());
         let mut segment = Self {
             seq: tcp.sequence_number(),
             ack: tcp.acknowledgment_number(),
@@ -195,21 +199,22 @@ impl Segment {
             ..Self::default()
         };
         for option in tcp.options_iterator() {
-            match option.map_err(|_| Fault::Content("malformed TCP options"))? {
-                TcpOptionElement::Timestamp(value, echo) => {
+            match option {
+                Err(_) => is_valid = false,
+                Ok(TcpOptionElement::Timestamp(value, echo)) => {
                     segment.timestamps = Some((value, echo))
                 }
-                TcpOptionElement::SelectiveAcknowledgement(first, rest) => {
+                Ok(TcpOptionElement::SelectiveAcknowledgement(first, rest)) => {
                     segment.sack =
                         std::iter::once(first).chain(rest.into_iter().flatten()).collect();
                 }
-                TcpOptionElement::WindowScale(scale) => segment.window_scale = Some(scale),
-                _ => {}
+                Ok(TcpOptionElement::WindowScale(scale)) => segment.window_scale = Some(scale),
+                Ok(_) => {}
             }
         }
         let source = SocketAddr::new(source, tcp.source_port());
         let destination = SocketAddr::new(destination, tcp.destination_port());
-        Ok((source, destination, segment))
+        Ok((source, destination, segment, is_valid))
     }
 
     /// What a middlebox makes of it that cuts it before the byte `at`.

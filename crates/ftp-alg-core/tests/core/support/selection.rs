@@ -7,22 +7,13 @@ use ftp_alg_core::{engine::QueueMode, packet::flags, session::Side};
 
 use super::segment::Segment;
 
-/// What the packet mark of a queued packet says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mark {
-    /// Who sent it.
-    From(Side),
-    /// Every packet of its connection is queued.
-    Every,
-}
-
 /// What becomes of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
     /// It passes unread.
     Passes,
-    /// The engine decides.
-    Queued(Mark),
+    /// The engine decides. The packet mark says who sent it, or that every packet of its connection is queued.
+    Queued(Option<Side>),
 }
 
 /// How long the set `closing` keeps an element, in microseconds.
@@ -52,7 +43,7 @@ impl Selection {
     ) -> Way {
         match queue_mode {
             Some(QueueMode::None) => return Way::Passes,
-            Some(QueueMode::EveryPacket | QueueMode::Watch) => return Way::Queued(Mark::Every),
+            Some(QueueMode::EveryPacket | QueueMode::Watch) => return Way::Queued(None),
             None | Some(QueueMode::Selected | QueueMode::WithAcknowledgements) => {}
         }
         let of_note = flags::FIN | flags::RST | flags::SYN | flags::URG;
@@ -62,7 +53,7 @@ impl Selection {
         }
         let queues_acks = self.queues_acks || queue_mode == Some(QueueMode::WithAcknowledgements);
         match is_of_note || queues_acks || now < self.closing {
-            true => Way::Queued(Mark::From(from)),
+            true => Way::Queued(Some(from)),
             false => Way::Passes,
         }
     }

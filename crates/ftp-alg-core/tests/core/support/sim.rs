@@ -46,8 +46,8 @@ pub struct Sim {
     life: Life,
     queues: Queues,
     pub kernel: Recorder,
-    pub crashes: Crashes,
-    pub selection: Selection,
+    crashes: Crashes,
+    selection: Selection,
     pub translation: Translation,
     pub client: End,
     pub server: End,
@@ -63,7 +63,7 @@ pub struct Sim {
     instants: (u64, u64),
     is_patient: bool,
     /// How many packets were queued.
-    packets: u64,
+    packets: u32,
     /// Verdicts that [`decided`](Self::decided) gave on others.
     pub others: Vec<daemon::Given>,
     air: Air,
@@ -105,12 +105,13 @@ impl Sim {
         let mut kernel = Recorder::new(translation, life.clone());
         kernel.program.ring_capacity = hands_over.unwrap_or(0);
         kernel.uses_expectations = scenario.uses_expectations;
+        kernel.interfaces = scenario.interfaces;
         let mut sim = Self {
             daemon: Daemon::new(policy, base, life.clone(), hands_over.is_some()),
             life,
             queues,
             kernel,
-            crashes: Crashes::new(crashes, Rng::new(seed ^ 4)),
+            crashes: Crashes { chance: crashes, rng: Rng::new(seed ^ 4) },
             selection: Selection::new(queues_acks),
             translation,
             client: End::new(client.clone(), server.isn, seed ^ 1),
@@ -134,8 +135,6 @@ impl Sim {
             has_crashed: false,
             progress: (0, (0, 0)),
         };
-        sim.daemon.interfaces = scenario.interfaces;
-        sim.kernel.interfaces = scenario.interfaces;
         sim.shake_hands();
         sim
     }
@@ -244,7 +243,7 @@ impl Sim {
     pub fn run(&mut self, work: impl FnOnce(&mut Engine, &mut Recorder)) {
         let now = self.clock();
         self.daemon.run(now, &mut self.kernel, work);
-        self.events.extend(self.daemon.take_given().1);
+        self.take_daemon_events();
     }
 
     /// What has happened since the last call.

@@ -36,7 +36,7 @@ impl Ends {
     fn pass_ways(&mut self, script: &str) -> usize {
         for message in messages(script) {
             let from = if message.from_client { Client } else { Server };
-            let [client, server] = self.sim.daemon.interfaces;
+            let [client, server] = self.sim.kernel.interfaces;
             let own = if message.from_client { [client, server] } else { [server, client] };
             let way = message.options.iter().find_map(|option| option.split_once('-'));
             let way = way.map(|(input, output)| [input, output].map(|one| one.parse().unwrap()));
@@ -139,7 +139,7 @@ fn a_new_connection_on_the_same_endpoints_may_come_another_way() {
         } else {
             sim.kernel.routes = Some(vec![(sim.translation.server.ip(), UPLINK)]);
         }
-        sim.daemon.interfaces = [LAN, UPLINK];
+        sim.kernel.interfaces = [LAN, UPLINK];
         sim.connect_again();
         sim.play(&format!("{LOGIN}> EPSV < 229 x (|||3306|)"));
         assert_eq!(sim.kernel.opened.len(), 1);
@@ -218,7 +218,7 @@ fn lines_that_arrive_before_the_route_changes_are_read_after_it() {
         ends.sim.advance(Duration::from_millis(200));
         let own = [ends.sim.translation.client, ends.sim.translation.server][place];
         ends.sim.kernel.routes = Some(vec![(own.ip(), UPLINK)]);
-        ends.sim.daemon.interfaces[place] = UPLINK;
+        ends.sim.kernel.interfaces[place] = UPLINK;
         assert_eq!(ends.pass_ways(then), 1, "{early}");
     }
 }

@@ -6,12 +6,16 @@ use std::{
     time::Duration,
 };
 
-use ftp_alg_core::engine::{
-    FlowChange, Handover, LoginStage, PinholeEnds, PinholeId, SequenceOffset, Translation,
-    Withdrawal,
+use ftp_alg_core::{
+    engine::{
+        FlowChange, Handover, LoginStage, PinholeEnds, PinholeId, SequenceOffset, Translation,
+        Withdrawal,
+    },
+    packet::flags::{ACK, FIN, PSH, RST, SYN, URG},
 };
 
 use super::{
+    super::segment,
     admitted_syns::{AdmittedSyns, DataSyn},
     layout::{
         self, AddressText, Flow, GREETING_DUE, LOGIN_DUE, LineRecord, PacketTuple, PinholeKey,
@@ -19,22 +23,6 @@ use super::{
     },
     model::{Expected, Passed, Segment, decide},
 };
-
-/// A TCP packet, as the program parses it.
-pub struct TcpPacket<'p> {
-    /// Source, as the packet arrives at the interface.
-    pub source: SocketAddr,
-    pub destination: SocketAddr,
-    /// Whether the checksum is right, the IP header has no options, and the packet is no fragment.
-    pub is_plain: bool,
-    /// Whether the TCP header has no options, or only timestamps.
-    pub has_plain_options: bool,
-    pub flags: u8,
-    pub seq: u32,
-    pub ack: u32,
-    pub window: u16,
-    pub payload: &'p [u8],
-}
 
 /// Counters of the program.
 #[derive(Clone, Copy, Debug, Default)]
@@ -47,8 +35,6 @@ pub struct Counts {
     pub adjusted: usize,
     pub opened: usize,
     pub admitted: usize,
-    pub handed_back: usize,
-    pub ring_full: usize,
 }
 
 /// The program, with its maps.
@@ -63,18 +49,11 @@ pub struct Program {
     barred: BTreeSet<u16>,
     ring: Vec<LineRecord>,
     /// Position of the first line in the ring.
-    released: usize,
+    pub released: usize,
     /// Number of lines that the ring has room for; 0 if there is no program.
     pub ring_capacity: usize,
     pub counts: Counts,
 }
-
-const FIN: u8 = 0x01;
-const SYN: u8 = 0x02;
-const RST: u8 = 0x04;
-const PSH: u8 = 0x08;
-const ACK: u8 = 0x10;
-const URG: u8 = 0x20;
 
 impl Default for Program {
     fn default() -> Self {
@@ -95,38 +74,35 @@ impl Default for Program {
 }
 
 impl Program {
-    /// Inspects a packet. Returns what bypasses the queue; `None` if the packet continues to the packet selection.
-    pub fn inspect(&mut self, now: Duration, packet: &TcpPacket<'_>) -> Option<Passed> {
-        let tuple = PacketTuple::new(packet.source, packet.destination);
-        let (id, side) = *self.tuples.get(&tuple)?;
+    /// Inspects a packet between these two, as it arrives at the interface; `is_valid` if its checksum is right. Returns
+    /// what bypasses the queue; `None` if the packet continues to the packet selection.
+    pub fn inspect(
+        &mut self,
+        now: Duration,
+        (source, destination): (SocketAddr, SocketAddr),
+        packet: &segment::Segment,
+        is_valid: bool,
+    ) -> Option<Passed> {
+        let (id, side) = *self.tuples.get(&PacketTuple::new(source, destination))?;
         let flow = self.flows.get_mut(&id).filter(|flow| flow.handed_over != 0)?;
-        let has_only_ack_and_push = packet.flags & !(PSH | FIN) == ACK;
-        let is_fin = packet.flags & FIN != 0;
-        let length = packet.payload.len();
-        let only_acknowledges = length == 0 && packet.flags & (SYN | FIN | RST | URG) == 0;
-        let may_be_line = if is_fin { length == 0 } else { (6..=128).contains(&length) };
+        let (seq, ack, payload) = (packet.seq, packet.ack, &packet.payload[..]);
+        let is_fin = packet.has(FIN);
+        let only_acknowledges = payload.is_empty() && packet.flags & (SYN | FIN | RST | URG) == 0;
         if only_acknowledges && flow.adjusted == 0 {
             return None;
         }
-        let may_be_inspected = only_acknowledges || may_be_line;
-        if !packet.is_plain || !has_only_ack_and_push || !may_be_inspected {
+        let has_only_ack_and_push = packet.flags & !(PSH | FIN) == ACK;
+        let is_plain = is_valid && !packet.ip_options && has_only_ack_and_push;
+        if !is_plain || !only_acknowledges && self.ring.len() >= self.ring_capacity {
             flow.handed_over = 0;
-            self.counts.handed_back += 1;
             return None;
         }
-        if !only_acknowledges && self.ring.len() >= self.ring_capacity {
-            flow.handed_over = 0;
-            self.counts.handed_back += 1;
-            self.counts.ring_full += 1;
-            return None;
-        }
-        let TcpPacket { seq, ack, window, payload, has_plain_options, .. } = *packet;
         let segment = Segment {
             side,
             seq,
             ack,
             has_only_ack_and_push,
-            has_plain_options,
+            has_plain_options: packet.sack.is_empty(),
             is_fin,
             mark: 0,
             payload,
@@ -139,11 +115,7 @@ impl Program {
             self.counts.adjusted += usize::from(!(keeps_numbers && keeps_length));
         }
         let (passed, opened, consumed) = match expected {
-            Expected::MarkOnly => return None,
-            Expected::HandBack => {
-                self.counts.handed_back += 1;
-                return None;
-            }
+            Expected::MarkOnly | Expected::HandBack => return None,
             Expected::Pass(passed) => {
                 self.counts.retransmitted += usize::from(!only_acknowledges);
                 return Some(passed);
@@ -168,7 +140,7 @@ impl Program {
             client_port: flow.client_port,
             server_port: flow.server_port,
             length: u16::try_from(payload.len()).unwrap(),
-            window,
+            window: packet.window,
             opened_pinhole: opened.is_some().into(),
             is_fin: is_fin.into(),
             port_digits: u8::try_from(port_digits).unwrap(),
@@ -394,11 +366,6 @@ impl Program {
         assert!(self.flows.is_empty() && self.tuples.is_empty(), "flows left: {:?}", self.flows);
         assert!(self.pinholes.is_empty(), "pinholes left: {:?}", self.pinholes);
         assert!(self.ring.is_empty(), "lines left: {:?}", self.ring);
-    }
-
-    /// The position after the last line, and that of the first line that was not released.
-    pub fn positions(&self) -> (usize, usize) {
-        (self.released + self.ring.len(), self.released)
     }
 
     /// Whether there are lines that were not released.

@@ -1,37 +1,36 @@
 //! The daemon of the simulated network, and every call into its engine. As in the real one, nothing else uses the engine
 //! from the decision about a batch until all of that is carried out.
 
-use std::{collections::BTreeMap, time::Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use ftp_alg_core::{
     engine::{
-        Batch, Checksums, Closing, Engine, Event, Host, PacketMeta, PinholeId, QueuedPacket,
-        SessionRecords, Token, Verdict,
+        Batch, Checksums, Closing, Engine, Event, FastPathLine, Host, PacketMeta, PinholeId,
+        QueuedPacket, SessionRecords, Token, Verdict,
     },
+    ftp::Padding,
     policy::Policy,
     session::Side,
 };
 
-use super::{
-    super::{
-        link::Origin,
-        recorder::{Life, Recorder},
-        selection::Mark,
-    },
-    fast_path_lines::FastPathLines,
+use super::super::{
+    fast_path::layout::{self, LineRecord},
+    link::Origin,
+    recorder::{Life, Recorder},
 };
 
 /// A queued packet.
 #[derive(Clone, Debug)]
 pub struct Packet {
     /// One of its own.
-    pub number: u64,
+    pub number: u32,
     pub from: Side,
     pub origin: Origin,
     pub bytes: Vec<u8>,
-    pub mark: Mark,
-    /// Whether it may wait for its predecessors.
-    pub may_wait: bool,
+    pub meta: PacketMeta,
 }
 
 /// What becomes of a queued packet.
@@ -58,11 +57,8 @@ pub struct Daemon {
     restored: Engine,
     /// When the batch arrived that is decided, but not carried out.
     decided: Option<Instant>,
-    /// What was inspected, if connections are handed over.
-    fast_path: Option<FastPathLines>,
-    last: u32,
-    /// The interfaces of client and server.
-    pub interfaces: [u32; 2],
+    /// The position in the ring before which all lines were read, if connections are handed over.
+    fast_path: Option<usize>,
     out: Out,
 }
 
@@ -140,9 +136,9 @@ impl Daemon {
             given: Vec::new(),
             lapses: false,
         };
-        let fast_path = hands_over.then(|| FastPathLines::new(epoch));
-        let (restored, interfaces) = (engine.new_restored_shard(), [1; 2]);
-        Self { policy, epoch, engine, restored, decided: None, fast_path, last: 0, interfaces, out }
+        let fast_path = hands_over.then_some(0);
+        let restored = engine.new_restored_shard();
+        Self { policy, epoch, engine, restored, decided: None, fast_path, out }
     }
 
     /// What is written of the sessions, record by record.
@@ -171,48 +167,18 @@ impl Daemon {
     }
 
     /// Decides about `packets`.
-    pub fn take_batch(&mut self, now: Instant, packets: Vec<Packet>, kernel: &mut Recorder) {
-        let [client, server] = self.interfaces;
-        let with = |packet: Packet| {
-            let [input, output] = match packet.from {
-                Side::Client => [client, server],
-                Side::Server => [server, client],
-            };
-            let how = PacketMeta {
-                input,
-                output,
-                may_wait: packet.may_wait,
-                from: if let Mark::From(side) = packet.mark { Some(side) } else { None },
-                queues_all: packet.mark == Mark::Every,
-                ..PacketMeta::FORWARDED
-            };
-            (packet, how)
-        };
-        self.take(now, packets.into_iter().map(with).collect(), kernel);
-    }
-
-    /// Decides about packets of which the packet selection says this.
-    pub fn take(
-        &mut self,
-        now: Instant,
-        packets: Vec<(Packet, PacketMeta)>,
-        kernel: &mut Recorder,
-    ) {
-        let first = self.last + 1;
-        let arrivals = packets.iter().zip(first..).map(|((packet, how), id)| {
-            let token = Token { id, mark: 0 };
-            QueuedPacket { token, bytes: &packet.bytes, meta: *how }
+    pub fn take(&mut self, now: Instant, packets: Vec<Packet>, kernel: &mut Recorder) {
+        let arrivals = packets.iter().map(|packet| {
+            let token = Token { id: packet.number, mark: 0 };
+            QueuedPacket { token, bytes: &packet.bytes, meta: packet.meta }
         });
         self.engine.stop_fast_path(arrivals.clone(), kernel);
         self.feed(kernel);
-        for (packet, _) in &packets {
+        for packet in &packets {
             self.adopt(&packet.bytes);
         }
         self.engine.take(now, arrivals, kernel);
-        for (packet, _) in packets {
-            self.last += 1;
-            self.out.packets.insert(self.last, packet);
-        }
+        self.out.packets.extend(packets.into_iter().map(|packet| (packet.number, packet)));
         self.decided = Some(now);
     }
 
@@ -226,9 +192,8 @@ impl Daemon {
 
     /// Has the engine read what was inspected by now.
     fn feed(&mut self, kernel: &mut Recorder) {
-        if let Some(fast_path) = &mut self.fast_path {
-            fast_path.fetch(kernel);
-            fast_path.feed(&mut self.engine, kernel);
+        if let Some(position) = &mut self.fast_path {
+            feed(&mut self.engine, position, self.epoch, kernel);
         }
     }
 
@@ -260,14 +225,11 @@ impl Daemon {
 
     /// Reads what was inspected, carries out what comes of it, and releases its room.
     pub fn read(&mut self, now: Instant, kernel: &mut Recorder) {
-        let Some(fast_path) = &mut self.fast_path else { return };
-        fast_path.begin_read(kernel);
-        fast_path.feed(&mut self.engine, kernel);
+        let Some(position) = &mut self.fast_path else { return };
+        feed(&mut self.engine, position, self.epoch, kernel);
         self.engine.finish(now, kernel, &mut self.out);
-        if self.out.life.call()
-            && let Some(fast_path) = &mut self.fast_path
-        {
-            fast_path.end_read(kernel);
+        if self.out.life.call() {
+            kernel.program.release_lines(*position);
         }
     }
 
@@ -283,11 +245,15 @@ impl Daemon {
         }
     }
 
-    /// The verdicts that were given, in the order of the packets, and what was decided.
-    pub fn take_given(&mut self) -> (Vec<Given>, Vec<Event>) {
+    /// The verdicts that were given, in the order of the packets.
+    pub fn take_given(&mut self) -> Vec<Given> {
+        std::mem::take(&mut self.out.given)
+    }
+
+    pub fn take_events(&mut self) -> Vec<Event> {
         let mut events = self.restored.take_events(Vec::new()).0;
         events.extend(self.engine.take_events(Vec::new()).0);
-        (std::mem::take(&mut self.out.given), events)
+        events
     }
 
     /// It is killed: what it wrote is left.
@@ -330,7 +296,7 @@ impl Daemon {
 
     /// Has the engine and the program know the same connections, as the real one does when it is started.
     fn reconcile(&mut self, now: Instant, kernel: &mut Recorder) {
-        self.fast_path = Some(FastPathLines::new(self.epoch).after(kernel));
+        self.fast_path = Some(kernel.program.released);
         self.read_restored(now, kernel);
         self.restored.sessions.set_uses_fast_path(false);
         self.engine.sessions.set_uses_fast_path(true);
@@ -348,11 +314,10 @@ impl Daemon {
 
     /// As [`read`](Self::read), for the sessions that were restored.
     fn read_restored(&mut self, now: Instant, kernel: &mut Recorder) {
-        let Some(fast_path) = &mut self.fast_path else { return };
-        fast_path.begin_read(kernel);
-        fast_path.feed(&mut self.restored, kernel);
+        let Some(position) = &mut self.fast_path else { return };
+        feed(&mut self.restored, position, self.epoch, kernel);
         self.restored.finish(now, kernel, &mut RestoredOut(&mut self.out));
-        fast_path.end_read(kernel);
+        kernel.program.release_lines(*position);
     }
 
     /// No line was inspected that the engine would have decided otherwise.
@@ -361,5 +326,34 @@ impl Daemon {
         let otherwise: u64 =
             engines.map(|engine| engine.counters().fast_path_mismatches).iter().sum();
         assert_eq!(0, otherwise, "decided differently than the engine");
+    }
+}
+
+/// Has `engine` read the lines that were inspected behind `position`.
+fn feed(engine: &mut Engine, position: &mut usize, epoch: Instant, kernel: &mut Recorder) {
+    let lines = kernel.program.lines(*position).to_vec();
+    *position += lines.len();
+    if !lines.is_empty() {
+        engine.read_fast_path_lines(lines.iter().map(|line| read(line, epoch)), kernel);
+    }
+}
+
+fn read(line: &LineRecord, epoch: Instant) -> FastPathLine<'_> {
+    let is_by_client = line.side == layout::Side::Client as u32;
+    FastPathLine {
+        flow: line.flow,
+        line: line.number,
+        at: epoch + Duration::from_nanos(line.at_ns),
+        from: if is_by_client { Side::Client } else { Side::Server },
+        client: line.client(),
+        server: line.server(),
+        seq: line.seq,
+        ack: line.ack,
+        window: line.window,
+        opened_pinhole: line.opened_pinhole != 0,
+        consumed_pinhole: (line.consumed_pinhole != 0).then_some(line.consumed_pinhole),
+        is_fin: line.is_fin != 0,
+        padding: Padding::from_digits(line.port_digits.into()),
+        bytes: line.line(),
     }
 }

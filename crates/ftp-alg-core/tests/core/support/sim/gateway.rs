@@ -7,17 +7,16 @@ use std::{
 };
 
 use ftp_alg_core::{
-    engine::{self, Event, PacketMeta, Translation},
+    engine::{self, PacketMeta, Translation},
     packet::{Seq, flags},
     session::Side,
 };
 
 use super::{
     super::{
-        crash::Fate,
         link::{Flight, Origin, Place},
         segment::{Fault, Segment},
-        selection::{Mark, Way},
+        selection::Way,
     },
     Sim,
     daemon::{Decision, Given, Packet},
@@ -33,28 +32,38 @@ impl Sim {
         match self.select_for_queue(from, &bytes) {
             None => {}
             Some(Way::Passes) => self.forward(from, origin, bytes),
-            Some(Way::Queued(mark)) => {
-                if self.traces {
-                    self.trace(&format!("queued {mark:?}"), from, &bytes);
-                }
+            Some(Way::Queued(sender)) => {
+                self.trace("queued", from, &bytes);
                 let may_wait = self.is_patient;
-                let packet =
-                    self.packet_of(Packet { number: 0, from, origin, bytes, mark, may_wait });
-                if !self.queues.settings.is_at_once() {
-                    self.dropped += u64::from(!self.queues.push(self.now, packet));
-                    return;
-                }
-                if let Some(bytes) = self.decide_at_once(packet) {
-                    self.forward(from, origin, bytes);
-                }
+                let meta = self.meta(from, sender, may_wait);
+                let packet = self.packet_of(from, origin, bytes, meta);
+                self.dropped += u64::from(!self.queues.push(self.now, packet));
+                self.work_off();
             }
         }
     }
 
-    /// The packet by a number of its own.
-    fn packet_of(&mut self, packet: Packet) -> Packet {
+    /// The metadata of a packet of `from`, whose mark names `sender`.
+    fn meta(&self, from: Side, sender: Option<Side>, may_wait: bool) -> PacketMeta {
+        let [client, server] = self.kernel.interfaces;
+        let (input, output) = match from {
+            Side::Client => (client, server),
+            Side::Server => (server, client),
+        };
+        let queues_all = sender.is_none();
+        PacketMeta { input, output, may_wait, from: sender, queues_all, ..PacketMeta::FORWARDED }
+    }
+
+    /// A packet with a number of its own.
+    fn packet_of(
+        &mut self,
+        from: Side,
+        origin: Origin,
+        bytes: Vec<u8>,
+        meta: PacketMeta,
+    ) -> Packet {
         self.packets += 1;
-        Packet { number: self.packets, ..packet }
+        Packet { number: self.packets, from, origin, bytes, meta }
     }
 
     fn forward(&mut self, from: Side, origin: Origin, bytes: Vec<u8>) {
@@ -75,75 +84,41 @@ impl Sim {
         Some(way)
     }
 
-    /// What goes on of a packet that arrives, and has its verdict at once.
+    /// What goes on of a packet that arrives, and has its verdict at once. A crash drops it.
     pub(super) fn select(&mut self, from: Side, bytes: Vec<u8>) -> Option<Vec<u8>> {
         if let Some(passed) = self.inspect_in_kernel(from, &bytes) {
             return Some(passed);
         }
-        match self.select_for_queue(from, &bytes)? {
-            Way::Passes => Some(bytes),
-            Way::Queued(mark) => {
-                let origin = Origin::Genuine;
-                let packet = Packet { number: 0, from, origin, bytes, mark, may_wait: false };
-                let packet = self.packet_of(packet);
-                self.decide_at_once(packet)
-            }
-        }
-    }
-
-    /// Has the first worker decide about one packet, and gives what goes on. A crash drops it.
-    fn decide_at_once(&mut self, packet: Packet) -> Option<Vec<u8>> {
+        let Way::Queued(sender) = self.select_for_queue(from, &bytes)? else { return Some(bytes) };
+        let meta = self.meta(from, sender, false);
+        let packet = self.packet_of(from, Origin::Genuine, bytes, meta);
         let (now, number) = (self.instant(), packet.number);
-        self.daemon.take_batch(now, vec![packet], &mut self.kernel);
-        let mut own = None;
-        for (number_of, from, origin, bytes) in self.finish_at_once(true) {
-            if number_of == number {
-                own = Some(bytes);
-            } else {
-                self.forward(from, origin, bytes);
-            }
+        self.daemon.take(now, vec![packet], &mut self.kernel);
+        let given = self.at_risk(|sim| {
+            sim.daemon.finish(&mut sim.kernel);
+            let (own, others): (Vec<_>, _) = sim
+                .daemon
+                .take_given()
+                .into_iter()
+                .partition(|given| given.packet.number == number);
+            sim.give_later(others);
+            own
+        });
+        if self.queues.is_away {
+            self.start_daemon();
         }
-        own
+        self.work_off();
+        given.into_iter().find_map(|own| self.give(own)).map(|(_, _, bytes)| bytes)
     }
 
-    /// Has the daemon carry out what it has decided, and gives what goes on. It may crash meanwhile.
-    fn finish_at_once(&mut self, may_crash: bool) -> Vec<(u64, Side, Origin, Vec<u8>)> {
-        let fate = if may_crash { self.crashes.fate() } else { Fate::GoesOn };
-        if let Fate::CrashesAfter(calls) = fate {
-            self.life.ends_after(calls);
-        }
-        self.daemon.finish(&mut self.kernel);
-        let passed = self.settle_daemon();
-        if fate != Fate::GoesOn {
-            self.dropped += u64::from(passed.is_empty());
+    /// Does `work`, during which the daemon may be killed.
+    pub(super) fn at_risk<T>(&mut self, work: impl FnOnce(&mut Self) -> T) -> T {
+        let is_killed = self.crashes.strike(&self.life);
+        let result = work(self);
+        if is_killed {
             self.end_daemon();
-            self.start_daemon();
         }
-        passed
-    }
-
-    /// What goes on by the verdicts that were given, and what the daemon has sent.
-    pub(super) fn settle_daemon(&mut self) -> Vec<(u64, Side, Origin, Vec<u8>)> {
-        let (given, events) = self.daemon.take_given();
-        let mut passed = Vec::new();
-        for given in given {
-            let number = given.packet.number;
-            passed.extend(
-                self.give(given).map(|(from, origin, bytes)| (number, from, origin, bytes)),
-            );
-        }
-        self.settled(events);
-        let injected = std::mem::take(&mut self.kernel.injected);
-        injected.into_iter().for_each(|packet| self.deliver_injected(packet));
-        passed
-    }
-
-    /// The daemon is killed, and started again some time later.
-    pub(super) fn kill(&mut self) {
-        self.end_daemon();
-        if self.queues.settings.is_at_once() {
-            self.start_daemon();
-        }
+        result
     }
 
     fn end_daemon(&mut self) {
@@ -156,12 +131,10 @@ impl Sim {
 
     fn start_daemon(&mut self) {
         self.queues.start();
-        self.kernel.now = self.now();
         let now = self.instant();
         self.daemon.restart(now);
         self.daemon.begin(now, &mut self.kernel);
-        let (_, events) = self.daemon.take_given();
-        self.settled(events);
+        self.take_daemon_events();
         self.trace_daemon("starts");
     }
 
@@ -183,20 +156,17 @@ impl Sim {
         packets: &[&[u8]],
         how: PacketMeta,
     ) -> Vec<(engine::PacketOutcome, Vec<u8>)> {
-        let (from, origin, first) = (Side::Client, Origin::Genuine, self.packets + 1); // any side
-        let mut batch = Vec::new();
-        for bytes in packets {
-            let (bytes, mark) = (bytes.to_vec(), Mark::From(from));
-            let packet = Packet { number: 0, from, origin, bytes, mark, may_wait: false };
-            batch.push((self.packet_of(packet), how));
-        }
+        let first = self.packets + 1;
+        let batch = packets
+            .iter()
+            .map(|bytes| self.packet_of(Side::Client, Origin::Genuine, bytes.to_vec(), how)) // any side
+            .collect();
         self.daemon.take(now, batch, &mut self.kernel);
         self.daemon.finish(&mut self.kernel);
-        let (given, events) = self.daemon.take_given();
-        self.events.extend(events);
+        self.take_daemon_events();
         let mut outcomes = vec![(engine::PacketOutcome::Wait, Vec::new()); packets.len()];
         self.others.clear();
-        for given in given {
+        for given in self.daemon.take_given() {
             match given.packet.number.checked_sub(first) {
                 Some(place) => outcomes[place as usize] = outcome(given),
                 None => self.others.push(given),
@@ -234,22 +204,29 @@ impl Sim {
     pub fn expire(&mut self) {
         let now = self.instant();
         self.daemon.expire(now, &mut self.kernel);
-        if self.queues.settings.is_at_once() {
-            for (_, from, origin, bytes) in self.finish_at_once(false) {
-                self.forward(from, origin, bytes);
-            }
-        } else {
-            self.finish();
-        }
+        self.finish();
+        self.work_off();
     }
 
     /// Has the daemon carry out what it has decided. Gives when all has come of it.
     fn finish(&mut self) -> u64 {
         self.daemon.finish(&mut self.kernel);
-        let (given, events) = self.daemon.take_given();
-        self.settled(events);
+        let given = self.daemon.take_given();
+        self.give_later(given)
+    }
+
+    /// What the daemon has given and sent goes on from now on. Gives when all has.
+    pub(super) fn give_later(&mut self, given: Vec<Given>) -> u64 {
+        self.take_daemon_events();
         let injected = std::mem::take(&mut self.kernel.injected);
         self.queues.give(self.now, given, injected)
+    }
+
+    /// Does what is due in the daemon now.
+    fn work_off(&mut self) {
+        while self.queues.next_time().is_some_and(|at| at <= self.now) {
+            self.work();
+        }
     }
 
     /// Does what is due next in the daemon.
@@ -257,16 +234,7 @@ impl Sim {
         self.kernel.now = self.now();
         let Some(due) = self.queues.pop() else { return };
         match due {
-            Due::Worker => {
-                let is_killed = self.crashes.strikes();
-                if is_killed {
-                    self.life.ends_after(self.crashes.calls());
-                }
-                self.work_on();
-                if is_killed {
-                    self.kill();
-                }
-            }
+            Due::Worker => self.at_risk(Self::work_on),
             Due::Verdict(given) => {
                 if let Some((from, origin, bytes)) = self.give(given) {
                     self.forward(from, origin, bytes);
@@ -289,7 +257,7 @@ impl Sim {
             Stage::Idle => {}
             Stage::Receive => {
                 let (at, packets) = (self.instant(), self.queues.receive());
-                self.daemon.take_batch(at, packets, &mut self.kernel);
+                self.daemon.take(at, packets, &mut self.kernel);
                 self.queues.go_on(self.now, Stage::Finish);
             }
             Stage::Finish => {
@@ -303,10 +271,11 @@ impl Sim {
         }
     }
 
-    /// What the daemon did that may wait for verdicts.
-    fn settled(&mut self, events: Vec<Event>) {
-        self.events.extend(events);
-        self.check_pinholes();
+    pub(super) fn take_daemon_events(&mut self) {
+        self.events.extend(self.daemon.take_events());
+        let open = self.kernel.pinholes();
+        let limit = 8 * (1 + self.kernel.others.len()); // of each session
+        assert!(open.len() <= limit, "{} pinholes, and {limit} may be", open.len());
     }
 
     /// The kernel does what a verdict says. Gives what goes on.
@@ -409,13 +378,6 @@ impl Sim {
             let (from, to) = (map.to_delivered(Seq(*left)).0, map.to_delivered(Seq(*right)).0);
             assert!(receiver.has(from, to), "SACK {left}..{right} of {side:?} is untrue");
         }
-    }
-
-    /// What the engine holds open, the kernel holds open, unless it was used or has expired.
-    pub(super) fn check_pinholes(&mut self) {
-        let open = self.kernel.pinholes();
-        let limit = 8 * (1 + self.kernel.others.len()); // of each session
-        assert!(open.len() <= limit, "{} pinholes, and {limit} may be", open.len());
     }
 }
 

@@ -17,8 +17,7 @@ pub struct Queueing {
     pub batch: usize,
     /// How long a worker takes to wake up.
     pub wake: u64,
-    /// How long it takes from one stage to the next, and from one verdict to the next. Without that each packet has its
-    /// verdict at once.
+    /// How long it takes from one stage to the next, and from one verdict to the next.
     pub stage: u64,
     /// How long the daemon is away after a crash.
     pub away: u64,
@@ -27,10 +26,6 @@ pub struct Queueing {
 impl Queueing {
     /// A verdict for each packet before anything else happens.
     pub const AT_ONCE: Self = Self { batch: 1, wake: 0, stage: 0, away: 0 };
-
-    pub fn is_at_once(&self) -> bool {
-        self.stage == 0
-    }
 }
 
 /// What the worker does next.
@@ -69,7 +64,7 @@ pub struct Queues {
     pub stage: Stage,
     pub is_away: bool,
     /// Whether it is due to read what was inspected.
-    reads: bool,
+    pub reads: bool,
 }
 
 /// How long what was inspected is not read, where no packet has the daemon do so. In microseconds.
@@ -95,11 +90,6 @@ impl Queues {
             let pause = self.rng.below(UNREAD) as u64;
             self.add(now + pause, Due::Read);
         }
-    }
-
-    /// It is read now.
-    pub fn reads(&mut self) {
-        self.reads = false;
     }
 
     fn add(&mut self, at: u64, due: Due) {
