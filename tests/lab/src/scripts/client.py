@@ -14,7 +14,6 @@ A STEP is one of
   {"taken": "TEXT", "segments": [[OFFSET, "TEXT", HOW], ...]}
         the system believes that TEXT was sent, and waits for its acknowledgement. Instead, these segments are
         sent, at these offsets from the start of TEXT. HOW is optional:
-        "stale": true sets a timestamp for which the server discards the segment (RFC 7323, PAWS; IPv4);
         "options": BYTES of IPv6 destination options; "urgent": an urgent pointer; "pause": SECONDS after the segment
         instead of 0.01
   {"reply": true}           reads one complete reply; "count": N reads N replies and returns the last
@@ -45,7 +44,7 @@ import sys
 import time
 
 # linux/tcp.h: reading and setting the sequence numbers of a connection.
-TCP_REPAIR, TCP_REPAIR_QUEUE, TCP_QUEUE_SEQ, TCP_TIMESTAMP = 19, 20, 21, 24
+TCP_REPAIR, TCP_REPAIR_QUEUE, TCP_QUEUE_SEQ = 19, 20, 21
 RECEIVE_QUEUE, SEND_QUEUE = 1, 2
 
 plan = json.loads(sys.argv[1])
@@ -186,7 +185,6 @@ def destination_options(length):
 def taken(step):
     control.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)
     received, sent = next_number(RECEIVE_QUEUE), next_number(SEND_QUEUE)
-    clock = control.getsockopt(socket.IPPROTO_TCP, TCP_TIMESTAMP)
     control.sendall(step["taken"].encode("latin-1"))
     control.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, -1)  # without a window probe
     (here, source), (there, target) = control.getsockname()[:2], control.getpeername()[:2]
@@ -195,10 +193,9 @@ def taken(step):
     raw = socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW if six else socket.IPPROTO_TCP)
     for offset, text, *how in step["segments"]:
         how = how[0] if how else {}
-        times = struct.pack("!BBBBII", 1, 1, 8, 10, clock - 1_000_000 & 0xFFFFFFFF, 0) if how.get("stale") else b""
-        after = times + text.encode("latin-1")
+        after = text.encode("latin-1")
         urgent = how.get("urgent")
-        flags = (5 + len(times) // 4) << 12 | 0x18 | (0 if urgent is None else 0x20)  # PSH, ACK, URG
+        flags = 5 << 12 | 0x18 | (0 if urgent is None else 0x20)  # PSH, ACK, URG
         fields = (source, target, sent + offset & 0xFFFFFFFF, received, flags, 500)
         summed = ends + struct.pack("!HHHHIIHHHH", 6, 20 + len(after), *fields, 0, urgent or 0) + after
         total = sum(struct.unpack(f"!{len(summed) + 1 >> 1}H", summed + b"\0" * (len(summed) % 2)))
