@@ -89,8 +89,8 @@ test-stock-kernel: provision rust
 .PHONY: test-arm64
 # What another processor can make fail: the BPF program, verdicts, the daemon's system calls, checksums. All that there
 # are take hours.
-ARM64 := fastpath::announcements:: fastpath::data:: fastpath::refused:: \
-    interface::a_pinhole interface::injected interface::loading:: interface::program:: interface::the_queue \
+ARM64 := fastpath::data:: fastpath::ignored:: fastpath::walk:: \
+    interface::a_pinhole interface::injected interface::loading:: interface::program:: interface::rules_of_nftables \
     confinement:: fastpath::the_fast_path_works_without_a_daemon fastpath::most_transfers \
     history::the_file_has_every_event lifecycle::a_clean_stop
 test-arm64: provision rust
