@@ -75,7 +75,7 @@ impl DoctorOptions {
         let features = probed.unwrap_or_else(|| KernelFeatures::probe(&parameters));
         let running = self.running(&features);
         let firewall = operator_firewall::read(parameters.gateway.clone());
-        // Those that the daemon finds when it starts.
+        // The daemon finds the same zones and marks when it starts.
         let zones = firewall.zones();
         let ct_mark_use = firewall.ct_mark_use();
         let parameters = parameters.with_zones(zones).with_ct_mark_use(ct_mark_use);

@@ -120,7 +120,7 @@ impl LoadedFirewall {
         let firewall = operator_firewall::read(parameters.gateway.clone());
         let outlooks = data_path_verdicts(&firewall, routing);
         let accepted = || accepted_data(&firewall, &outlooks);
-        // That of the running daemon, or the one that a daemon would choose.
+        // The back end of the running daemon, or the one that a daemon would choose.
         let running = socket.status().ok().and_then(|status| status.backend.parse().ok());
         let backend = running.or(config.pinhole.backend);
         let backend = backend.unwrap_or_else(|| automatic_backend(None, false, accepted).0);

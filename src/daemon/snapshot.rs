@@ -104,7 +104,7 @@ pub struct TransferTotals {
     pub lost: u64,
     /// Transfers that are missing in the file of `log.transfers`.
     pub unwritten: u64,
-    /// Those of each `[[server]]`.
+    /// The totals of each `[[server]]`.
     pub servers: Vec<ServerTotals>,
     /// The clients with the most bytes in the last hour, at most ten.
     pub top_clients: Vec<ClientBytes>,

@@ -68,7 +68,7 @@ pub(super) fn load(
     shared.report(state.set_table_record(table.record().as_ref()));
     shared.report(state.set_backend(parameters.backend));
     if restored {
-        // Those that were consumed while the table was loaded.
+        // Pinholes that were consumed while the table was loaded.
         let consumed = &read_consumed()? - &consumed_before;
         let is_consumed = |ends: &_| consumed.contains(ends);
         update_pinholes(&open_before, is_consumed, parameters, shared, &mut kernel)?;

@@ -137,7 +137,7 @@ impl StateDir {
     ) -> io::Result<Vec<Journal>> {
         let (restored_path, found) = (self.path.join(RESTORED), self.find_journals()?);
         let mut saved = SessionRecords::default();
-        // What a worker has adopted is in its journal as it was later.
+        // The journal of a worker is newer for the sessions that the worker has adopted.
         let leftover = restored_path.exists().then_some(&restored_path);
         for journal in leftover.into_iter().chain(&found) {
             match self.read_journal(journal) {
@@ -344,7 +344,7 @@ fn put_aside(journal: &Path, why: &str) -> io::Result<()> {
 /// its end.
 fn replace_file(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<File> {
     let new = path.with_extension("new");
-    // That of a crash, or a pipe, which would hold up the daemon.
+    // A crash may have left it, or it is a pipe, which would hold up the daemon.
     let _ = fs::remove_file(&new);
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
     if let Err(error) = write(&mut file).and_then(|()| fs::rename(&new, path)) {

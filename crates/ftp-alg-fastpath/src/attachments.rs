@@ -29,15 +29,15 @@ pub struct Interface {
     pub name: String,
 }
 
-/// Those of a network namespace, except for ports of a bridge or a bond. The bridge or bond receives the packets of its
+/// The interfaces of a network namespace, except for ports of a bridge or a bond. The bridge or bond receives the packets of its
 /// ports, and the program is attached there.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Interfaces {
-    /// Those that can have the program.
+    /// Interfaces that can have the program.
     pub usable: Vec<Interface>,
-    /// Those for whose packets the rules run before the program.
+    /// Interfaces for whose packets the rules run before the program.
     pub filtered_early: Vec<Interface>,
-    /// Those behind whose program something may change packet marks, and what that is.
+    /// Interfaces behind whose program something may change packet marks, and what that is.
     pub mark_writers: Vec<(Interface, String)>,
 }
 
@@ -45,7 +45,7 @@ pub struct Interfaces {
 pub type ListInterfaces = fn() -> io::Result<Interfaces>;
 
 impl Interfaces {
-    /// Those at which an earlier daemon may have attached the program.
+    /// The interfaces at which an earlier daemon may have attached the program.
     pub(crate) fn into_candidates(self) -> impl Iterator<Item = Interface> {
         let mark_writers = self.mark_writers.into_iter().map(|(interface, _)| interface);
         self.usable.into_iter().chain(self.filtered_early).chain(mark_writers)

@@ -68,7 +68,7 @@ pub(crate) fn accepts_some_admitted(chain: &ChainVerdict, unmarked: &HookVerdict
 /// Which data connections a firewall accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AcceptedData {
-    /// Those with our mark, certainly, at all hooks that they use.
+    /// Certainly all connections with our mark, at all hooks that they use.
     Marked,
     /// Some of those that are `related`, as far as can be seen.
     Related,

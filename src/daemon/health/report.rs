@@ -18,7 +18,7 @@ const MAX_SHORT: usize = 120;
 pub(super) struct Reports {
     /// The names at the previous look.
     previous: HashSet<String>,
-    /// Those that are reported, and not solved yet, with their severity.
+    /// Problems that are reported and not solved yet, with their severity.
     reported: HashMap<String, Severity>,
     /// The last status text of the service manager.
     status: String,

@@ -131,7 +131,7 @@ pub(super) fn in_seconds<S: Serializer>(
 }
 
 impl ClientActivity {
-    /// That of a client of which nothing is known.
+    /// The activity of a client about which nothing is known.
     pub const NOTHING: Self = Self {
         user: None,
         named_user: None,

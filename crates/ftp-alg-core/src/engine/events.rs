@@ -259,7 +259,7 @@ pub struct UnusedPinhole {
 /// A range that was closed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ClosedRange {
-    /// Which one.
+    /// The range.
     #[serde(flatten)]
     pub range: RangeInfo,
     /// Why.
@@ -505,7 +505,7 @@ pub struct Events {
 pub struct OmittedEvents {
     /// All of them.
     pub all: u64,
-    /// Those that report ended transfers.
+    /// How many of them report ended transfers.
     pub ended_transfers: u64,
 }
 

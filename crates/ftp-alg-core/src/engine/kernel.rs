@@ -196,7 +196,7 @@ pub trait Kernel {
         Ok(true)
     }
 
-    /// Those of `pinholes` that are not open any more, as far as the kernel can say within a bounded part of the time.
+    /// The elements of `pinholes` that are no longer open, as far as the kernel can say within a bounded part of the time.
     fn find_consumed(
         &mut self,
         _pinholes: &[PinholeEnds],

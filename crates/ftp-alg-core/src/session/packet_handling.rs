@@ -383,7 +383,7 @@ const MAX_SUPER_PACKET: usize = 65_000;
 /// How a packet is forwarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ForwardAction {
-    /// As it came.
+    /// The packet leaves as it came.
     Unchanged,
     /// With other header fields, and another payload if `payload` is set. The payload is in the buffer that the caller
     /// passed.

@@ -24,7 +24,7 @@ impl Engine {
             if !released.all_were_queued && self.undo_changes_of(now, session, kernel) {
                 undone.push(session.id);
             }
-            // Those behind the first change follow from it.
+            // Later changes of a session follow from its first one.
             if undone.contains(&session.id) && !matches!(released.verdict, Verdict::Drop(_)) {
                 self.sessions.counters.drops.count(DropReason::Stale);
                 tracing::trace!("packet dropped: {}, session {}", DropReason::Stale, session.id);

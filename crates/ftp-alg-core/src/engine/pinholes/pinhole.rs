@@ -59,7 +59,7 @@ pub struct Pinhole {
     pub(crate) client: ClientKey,
     /// Distinguishes it from others with the same ends.
     pub(crate) serial: u64,
-    /// Who has it.
+    /// Who has the pinhole in the kernel.
     pub(crate) installed_in: InstalledIn,
     state: State,
     /// Whether the kernel is known to have closed it. A preliminary reply does not show that, because the server may

@@ -274,7 +274,7 @@ pub(super) struct ClientCounts(AHashMap<ClientKey, ClientCount>);
 
 #[derive(Default)]
 struct ClientCount {
-    /// Those that count for the client's limit: open ones, and one for each connection on the fast path.
+    /// How many count for the client's limit: open ones, and one for each connection on the fast path.
     open: usize,
     /// All, including those whose port a transfer uses.
     held: usize,
