@@ -212,18 +212,4 @@ mod tests {
             assert_eq!(kinds, expected.as_slice(), "{rule}");
         }
     }
-
-    #[test]
-    fn many_jumps_to_the_same_chains_terminate() {
-        let rules: String = (0..60)
-            .map(|n| format!("-A c{n} -j c{m}\n-A c{n} -j c{m}\n", m = n + 1))
-            .collect::<String>()
-            + "-A c60 -j c1\n-A c60 -j NOTRACK";
-        let chains: String = (0..=60).map(|n| format!(":c{n} -\n")).collect();
-        let firewall = iptables("raw", &format!("{chains}-A PREROUTING -j c0\n{rules}"));
-        assert_eq!(
-            found(&firewall),
-            [(Untracked, "iptables-legacy -t raw -D c60 -j NOTRACK".into())]
-        );
-    }
 }

@@ -10,10 +10,30 @@ use crate::{
 const FLAGS: &str =
     r#"{"&": [{"payload": {"protocol": "tcp", "field": "flags"}}, {"|": ["syn", "ack"]}]}"#;
 
-const CONTROL: &str = "-A FORWARD -i lan -p tcp -m tcp --dport 21 -j ACCEPT\n";
-const ESTABLISHED: &str = "-A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT\n";
-const RELATED: &str = "-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n";
-const MARK: &str = "-A FORWARD -m connmark --mark 0x40000000/0x40000000 -j ACCEPT\n";
+const CONTROL: &str = "filter FORWARD -i lan -p tcp -m tcp --dport 21 -j ACCEPT";
+const ESTABLISHED: &str = "filter FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT";
+const RELATED: &str = "filter FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT";
+const MARK: &str = "filter FORWARD -m connmark --mark 0x40000000/0x40000000 -j ACCEPT";
+
+const PASSIVE: &str = "passive lan -> wan";
+const ACTIVE: &str = "active wan -> lan";
+const BOTH: &str = "passive lan -> wan, active wan -> lan";
+
+/// Rules of iptables, each with its table in front. The table filter drops by default.
+fn iptables(rules: &[impl AsRef<str>]) -> Firewall {
+    let tables = [("raw", "ACCEPT"), ("mangle", "ACCEPT"), ("filter", "DROP")];
+    let tables = tables.map(|(table, policy)| {
+        let chains = format!(":PREROUTING ACCEPT\n:FORWARD {policy}\n:INPUT {policy}\n:X - [0:0]");
+        let own = rules.iter().filter_map(|rule| rule.as_ref().strip_prefix(table));
+        (table, own.fold(chains, |lines, rule| lines + "\n-A" + rule))
+    });
+    Firewall::from_iptables_tables(&tables.each_ref().map(|(table, lines)| (*table, &**lines)))
+}
+
+/// The accept rule for packets that meet `condition`, too.
+fn mark_if(condition: &str) -> String {
+    MARK.replace("FORWARD", &format!("FORWARD {condition}"))
+}
 
 /// Clients are in 192.168.1.0/24, and servers behind `wan`.
 fn links(interfaces: &[&str]) -> Links {
@@ -31,259 +51,209 @@ fn modes(firewall: &Firewall, links: &Links, hook: Hook, class: PacketClass) -> 
     firewall.mode_verdicts(&paths, class, links)
 }
 
-/// The dropped modes of admitted connections at `hook`.
-fn dropped_modes(firewall: &Firewall, interfaces: &[&str], hook: Hook) -> Vec<DataMode> {
-    let modes = modes(firewall, &links(interfaces), hook, PacketClass::MarkedData).into_iter();
-    modes.filter(|one| !one.dropping_chains.is_empty()).map(|one| one.mode).collect()
+/// The dropped modes of `class` at `hook`, with their interfaces.
+fn dropped_at(firewall: &Firewall, links: &Links, hook: Hook, class: PacketClass) -> String {
+    let end = |name: Option<String>| name.unwrap_or("here".to_owned());
+    let modes = modes(firewall, links, hook, class).into_iter();
+    let dropped = modes.filter(|one| !one.dropping_chains.is_empty());
+    let name = |one: ModeVerdict| format!("{} {} -> {}", one.mode, end(one.from), end(one.to));
+    dropped.map(name).collect::<Vec<_>>().join(", ")
 }
 
-/// The dropped modes of connections that are admitted, and of those that are expected, between `lan` and `wan`.
-fn dropped(tables: &[(&str, &str)]) -> [Vec<DataMode>; 2] {
-    let firewall = Firewall::from_iptables_tables(tables);
-    [PacketClass::MarkedData, PacketClass::RelatedData].map(|class| {
-        let modes = modes(&firewall, &links(&["lan", "wan"]), Hook::Forward, class).into_iter();
-        modes.filter(|one| !one.dropping_chains.is_empty()).map(|one| one.mode).collect()
-    })
-}
-
-/// The dropped modes of admitted connections that are forwarded by the rules of iptables' table filter.
-fn dropped_by_filter(rules: &str) -> Vec<DataMode> {
-    let [marked, _] = dropped(&[("filter", &format!(":FORWARD DROP\n{ESTABLISHED}{rules}"))]);
-    marked
+/// The dropped modes of admitted connections that are forwarded.
+fn dropped(firewall: &Firewall, links: &Links) -> String {
+    dropped_at(firewall, links, Hook::Forward, PacketClass::MarkedData)
 }
 
 #[test]
 fn rules_in_front_of_the_accept_rule_stop_the_mode_whose_connections_they_drop() {
-    let accepting = format!(":FORWARD DROP\n{RELATED}{MARK}{CONTROL}");
-    let new = "-A FORWARD -i wan -m conntrack --ctstate NEW -j DROP\n";
-    let high = "-A FORWARD -i wan -p tcp -m tcp --dport 1024:65535 -j DROP\n";
-    let filter = |policy, rules: [&str; 4]| {
-        ("raw", String::new(), format!(":FORWARD {policy}\n{ESTABLISHED}{}", rules.concat()))
-    };
-    let raw =
-        |rule| ("raw", format!(":PREROUTING ACCEPT\n-A PREROUTING {rule}"), accepting.clone());
-    // A chain for TCP that drops what does not return.
-    let returns = |table, rule| {
-        let early =
-            format!(":PREROUTING ACCEPT\n:C - [0:0]\n-A PREROUTING -p tcp -j C\n-A C {rule}");
-        (table, early, accepting.clone())
-    };
-    let (none, active, passive) = (vec![], vec![DataMode::Active], vec![DataMode::Passive]);
-    let both = vec![DataMode::Passive, DataMode::Active];
-    for ((table, early, filter), expected) in [
-        (("raw", String::new(), accepting.clone()), [&none, &none]),
-        (("mangle", format!(":FORWARD ACCEPT\n{new}"), accepting.clone()), [&active, &none]),
-        (filter("DROP", [new, MARK, CONTROL, ""]), [&active, &none]),
-        (filter("ACCEPT", [new, "", "", ""]), [&active, &none]),
+    let new = "filter FORWARD -i wan -m conntrack --ctstate NEW -j DROP";
+    let early = new.replace("filter", "mangle");
+    let (to_x, rest) = ("mangle PREROUTING -p tcp -j X", "mangle X -j DROP");
+    for (rules, expected) in [
+        (&[][..], ["", ""]),
+        (&[&*early], [ACTIVE, ""]),
+        (&[new], [ACTIVE, ""]),
         // The accept rule is before it.
-        (filter("DROP", [MARK, new, CONTROL, ""]), [&none, &none]),
+        (&[MARK, new], ["", ""]),
         // Both back ends.
-        (filter("DROP", [high, RELATED, MARK, CONTROL]), [&active, &active]),
-        (raw("-i wan -p tcp -m tcp --tcp-flags SYN,ACK SYN -j DROP"), [&active, &active]),
+        (&["filter FORWARD -i wan -p tcp -m tcp --dport 1024:65535 -j DROP"], [ACTIVE; 2]),
+        (&["raw PREROUTING -i wan -p tcp -m tcp --tcp-flags SYN,ACK SYN -j DROP"], [ACTIVE; 2]),
         // By address or port only some.
-        (raw("-i wan -s 10.0.0.0/8 -j DROP"), [&none, &none]),
-        (raw("-i wan -p tcp -m tcp --dport 6000:6063 -j DROP"), [&none, &none]),
+        (&["raw PREROUTING -i wan -s 10.0.0.0/8 -j DROP"], ["", ""]),
+        (&["raw PREROUTING -i wan -p tcp -m tcp --dport 6000:6063 -j DROP"], ["", ""]),
         // Without connection tracking no rule recognises them.
         (
-            raw("-p tcp -m tcp --sport 1024:65535 --dport 1024:65535 -j CT --notrack"),
-            [&passive, &passive],
+            &["raw PREROUTING -p tcp -m tcp --sport 1024: --dport 1024: -j CT --notrack"],
+            [PASSIVE; 2],
         ),
         // Most packets pass a reverse path filter or a limit.
-        (returns("mangle", "-m rpfilter --validmark -j RETURN\n-A C -j DROP"), [&none, &none]),
-        (returns("raw", "-m limit --limit 100/s -j RETURN\n-A C -j DROP"), [&none, &none]),
+        (&[to_x, "mangle X -m rpfilter --validmark -j RETURN", rest], ["", ""]),
+        (&["mangle FORWARD -m limit --limit 9/s -j RETURN", "mangle FORWARD -j DROP"], ["", ""]),
+        // What a chain drops that others than control connections do not return from.
         (
-            (
-                "mangle",
-                ":FORWARD ACCEPT\n-A FORWARD -m limit --limit 9/s -j RETURN\n-A FORWARD -j DROP"
-                    .to_owned(),
-                ":FORWARD ACCEPT".to_owned(),
-            ),
-            [&none, &none],
-        ),
-        (
-            returns(
-                "mangle",
-                "-p tcp -m tcp --dport 21 -j RETURN\n-A C -p tcp -m tcp --syn -j DROP",
-            ),
-            [&both, &both],
+            &[
+                to_x,
+                "mangle X -p tcp -m tcp --dport 21 -j RETURN",
+                "mangle X -p tcp -m tcp --syn -j DROP",
+            ],
+            [BOTH; 2],
         ),
     ] {
-        let tables = [(table, &*early), ("filter", &*filter)];
-        assert_eq!(dropped(&tables).each_ref(), expected, "{tables:?}");
+        let firewall = iptables(&[&[ESTABLISHED], rules, &[RELATED, MARK, CONTROL]].concat());
+        let found = [PacketClass::MarkedData, PacketClass::RelatedData]
+            .map(|class| dropped_at(&firewall, &links(&["lan", "wan"]), Hook::Forward, class));
+        assert_eq!(found, expected, "{rules:?}");
     }
 }
 
 #[test]
 fn an_accept_rule_for_some_hosts_is_for_their_modes() {
-    let (both, none) = (vec![DataMode::Passive, DataMode::Active], vec![]);
-    let (passive, active) = (vec![DataMode::Passive], vec![DataMode::Active]);
     for (hosts, expected) in [
-        (&[][..], &both),
-        (&["-s 192.168.1.80/32", "-s 198.51.100.90/32"], &none),
-        (&["-s 192.168.1.80/32", "-d 192.168.1.80/32"], &none),
-        (&["-s 203.0.113.0/24"], &none),
-        (&["-s 192.168.1.0/24"], &active),
-        (&["-d 192.168.1.0/24"], &passive),
-        (&["! -s 192.168.1.0/24"], &none),
-        (&["-m iprange --src-range 192.168.1.9-192.168.1.99"], &active),
-        (&["-m set --match-set ftp src"], &none),
-        (&["-m mac --mac-source 02:00:00:00:00:01"], &none),
+        (&[][..], BOTH),
+        (&["-s 192.168.1.80/32", "-s 198.51.100.90/32"], ""),
+        (&["-s 203.0.113.0/24"], ""),
+        (&["-s 192.168.1.0/24"], ACTIVE),
+        (&["-d 192.168.1.0/24"], PASSIVE),
+        (&["! -s 192.168.1.0/24"], ""),
+        (&["-m iprange --src-range 192.168.1.9-192.168.1.99"], ACTIVE),
+        (&["-m set --match-set ftp src"], ""),
+        (&["-m mac --mac-source 02:00:00:00:00:01"], ""),
         // A limit is no restriction by addresses.
-        (&["-s 192.168.1.80/32 -m limit --limit 2/min"], &both),
+        (&["-s 192.168.1.80/32 -m limit --limit 2/min"], BOTH),
     ] {
-        let of = |host: &&str| MARK.replace("FORWARD", &format!("FORWARD {host}"));
-        let rules: String = hosts.iter().map(of).collect();
-        let found =
-            dropped_by_filter(&format!("-A FORWARD -s 10.0.0.0/8 -j ACCEPT\n{rules}{CONTROL}"));
-        assert_eq!(&found, expected, "{hosts:?}");
+        let others = "filter FORWARD -s 10.0.0.0/8 -j ACCEPT";
+        let mut rules = vec![ESTABLISHED.to_owned(), others.to_owned(), CONTROL.to_owned()];
+        rules.extend(hosts.iter().map(|host| mark_if(host)));
+        assert_eq!(dropped(&iptables(&rules), &links(&["lan", "wan"])), expected, "{hosts:?}");
     }
 }
 
 #[test]
 fn hosts_whose_control_connections_pass_may_have_data_connections_by_the_same_rules() {
-    let both = vec![DataMode::Passive, DataMode::Active];
-    let (lan, back) = ("-s 192.168.1.0/24 -j ACCEPT", "-d 192.168.1.0/24 -j ACCEPT");
-    let portal = "-m mark --mark 0x20000/0x30000 -j PORTAL";
-    let admin = "-s 192.168.1.9/32 -j ACCEPT";
-    let ftp = "-s 192.168.1.0/24 -p tcp -m tcp --dport 21 -j ACCEPT";
+    let lan = "filter FORWARD -s 192.168.1.0/24 -j ACCEPT";
+    let back = "filter FORWARD -d 192.168.1.0/24 -j ACCEPT";
+    let ftp = "filter FORWARD -s 192.168.1.0/24 -p tcp -m tcp --dport 21 -j ACCEPT";
+    let admin = "filter FORWARD -s 192.168.1.9/32 -j ACCEPT";
+    let portal = [
+        "mangle PREROUTING -m mac --mac-source 02:00:00:00:00:01 -j MARK --set-xmark 0x2/0x2",
+        "filter FORWARD -m mark --mark 0x2/0x2 -j X",
+        &CONTROL.replace("FORWARD -i lan", "X"),
+        &MARK.replace("FORWARD", "X"),
+    ];
     for (rules, expected) in [
-        (vec![lan, back], vec![]),
-        (vec![lan], vec![DataMode::Active]),
-        (vec![portal], vec![]),
-        (vec![ftp], both.clone()),
+        (&[lan, back][..], ""),
+        (&[lan], ACTIVE),
+        (&portal, ""),
+        (&[ftp], BOTH),
         // It may log in as well, and others may, too.
-        (vec![ftp, admin], both),
+        (&[ftp, admin], BOTH),
     ] {
-        let rules: String = rules.iter().map(|rule| format!("-A FORWARD {rule}\n")).collect();
-        let chains = format!(":FORWARD DROP\n:PORTAL - [0:0]\n{ESTABLISHED}");
-        let portal =
-            CONTROL.replace("FORWARD -i lan", "PORTAL") + &MARK.replace("FORWARD", "PORTAL");
-        let mark = ":PREROUTING ACCEPT\n-A PREROUTING -m mac --mac-source 02:00:00:00:00:01 \
-                    -j MARK --set-xmark 0x20000/0x30000";
-        let filter = format!("{chains}{portal}{rules}");
-        let [marked, _] = dropped(&[("mangle", mark), ("filter", &filter)]);
-        assert_eq!(marked, expected, "{rules}");
+        let firewall = iptables(&[&[ESTABLISHED], rules].concat());
+        assert_eq!(dropped(&firewall, &links(&["lan", "wan"])), expected, "{rules:?}");
     }
 }
 
 #[test]
 fn accept_rules_for_some_interfaces_are_a_problem_if_no_pair_has_both_modes() {
     let links = links(&["lan", "wan", "guest"]);
-    let problems = |rules: &[&str]| {
-        let of = |rule: &&str| MARK.replace("FORWARD", &format!("FORWARD {rule}"));
-        let rules: String = rules.iter().map(of).collect();
-        let filter = format!(":FORWARD DROP\n{ESTABLISHED}{rules}{CONTROL}");
-        let firewall = Firewall::from_iptables_tables(&[("filter", &filter)]);
+    for (conditions, is_problem) in [
+        (&["-i lan", "-i wan"][..], false),
+        (&["-i lan -o wan", "-i wan -o lan"], false),
+        (&["-i lan"], true),
+        (&["-i lan -o wan", "-i guest"], true),
+    ] {
+        let mut rules = vec![ESTABLISHED.to_owned(), CONTROL.to_owned()];
+        rules.extend(conditions.iter().map(|condition| mark_if(condition)));
+        let firewall = iptables(&rules);
         let modes = modes(&firewall, &links, Hook::Forward, PacketClass::MarkedData);
         let routing = Routing { v4: true, v6: false, has_v6: false, has_local_server: false };
         let data = data_path_verdicts(&firewall, routing);
         let path = data.iter().find(|path| path.hook == Hook::Forward).unwrap();
         let stop = path.mark.dropping_chains().next().unwrap();
-        let dropped = modes.iter().filter(|mode| !mode.dropping_chains.is_empty()).count();
         // Without known interfaces the chain drops all.
-        (path.is_problem(stop, &modes), dropped, path.is_problem(stop, &[]))
-    };
-    assert_eq!(problems(&["-i lan", "-i wan"]), (false, 0, true));
-    assert_eq!(problems(&["-i lan -o wan", "-i wan -o lan"]), (false, 0, true));
-    assert_eq!(problems(&["-i lan"]), (true, 2, true));
-    assert_eq!(problems(&["-i lan -o wan", "-i guest"]), (true, 2, true));
+        let found = [&*modes, &[]].map(|modes| path.is_problem(stop, modes));
+        assert_eq!(found, [is_problem, true], "{conditions:?}");
+        assert_eq!(dropped(&firewall, &links).is_empty(), !is_problem, "{conditions:?}");
+    }
 }
 
 #[test]
 fn a_host_is_the_end_of_its_data_connections() {
-    let rules = ":INPUT DROP\n-A INPUT -m conntrack --ctstate ESTABLISHED -j ACCEPT\n\
-                 -A INPUT -p tcp -m tcp --dport 21 -j ACCEPT\n:OUTPUT ACCEPT\n";
-    let dropped = |rules: &str, hook| {
-        let firewall = Firewall::from_iptables_tables(&[("filter", rules)]);
-        dropped_modes(&firewall, &["eth0"], hook)
-    };
-    // A server, and a client.
-    assert_eq!(dropped(rules, Hook::Input), [DataMode::Passive]);
-    assert_eq!(dropped(rules, Hook::Output), [DataMode::Active]);
-    let accepting = format!("{rules}{}", MARK.replace("FORWARD", "INPUT"));
-    assert_eq!(dropped(&accepting, Hook::Input), []);
-}
-
-#[test]
-fn tables_of_bridges_are_unread() {
-    let firewall = Firewall::from_nft_chain("bridge filter input 0 drop", &[ACCEPT]);
-    assert_eq!(firewall.unread_tables().collect::<Vec<_>>(), ["bridge t"]);
+    let established = ESTABLISHED.replace("FORWARD", "INPUT");
+    let control = CONTROL.replace("FORWARD -i lan", "INPUT");
+    let mark = MARK.replace("FORWARD", "INPUT");
+    for (hook, mark, expected) in [
+        (Hook::Input, "", "passive eth0 -> here"),
+        (Hook::Output, "", "active eth0 -> here"),
+        (Hook::Input, &mark, ""),
+    ] {
+        let firewall = iptables(&[&established, &control, mark]);
+        let found = dropped_at(&firewall, &links(&["eth0"]), hook, PacketClass::MarkedData);
+        assert_eq!(found, expected, "{hook}");
+    }
 }
 
 #[test]
 fn ingress_and_egress_chains_count_for_their_interface() {
     let syn = format!("{}, {DROP}", is("==", FLAGS, r#""syn""#));
     let high_port = format!("{}, {syn}", is("==", PORT, r#"{"range": [1024, 65535]}"#));
-    for (hook, rule, expected) in [
-        ("egress", &high_port, &[DataMode::Passive, DataMode::Active][..]),
-        ("ingress", &syn, &[DataMode::Active]),
+    let [lan_wan, lan_dmz] = [&["lan", "wan"], &["lan", "dmz"]].map(|names| links(names));
+    for (chain, rule, expected) in [
+        ("egress 0 accept", &*high_port, "passive lan -> wan, active lan -> wan"),
+        ("ingress 0 accept", &syn, "active wan -> lan"),
+        // Not even control connections pass the policy.
+        ("ingress 0 drop", ACCEPT, ""),
     ] {
-        let chain = format!("netdev filter {hook} 0 accept wan");
-        let firewall = Firewall::from_nft_chain(&chain, &[rule]);
-        let dropped = |names: &[&str]| dropped_modes(&firewall, names, Hook::Forward);
-        assert_eq!(dropped(&["lan", "wan"]), expected, "{hook}");
-        assert_eq!(dropped(&["lan", "dmz"]), [], "{hook}");
+        let firewall = Firewall::from_nft_chain(&format!("netdev filter {chain} wan"), &[rule]);
+        assert_eq!(dropped(&firewall, &lan_wan), expected, "{chain}");
+        assert_eq!(dropped(&firewall, &lan_dmz), "", "{chain}");
+        // Rules of the family netdev see no ct mark.
+        let class = PacketClass::MarkedData;
+        for hook in [Hook::Prerouting, Hook::Postrouting] {
+            for one in firewall.verdict(hook, IpVersion::V4, class).chains {
+                assert!(one.accept_command(class, &firewall.gateway).is_err());
+            }
+        }
     }
-    let firewall = Firewall::from_nft_chain("netdev filter egress 0 accept wan", &[&high_port]);
-    let verdicts = firewall.verdict(Hook::Postrouting, IpVersion::V4, PacketClass::MarkedData);
-    // Rules of the family netdev see no ct mark.
-    let (class, gateway) = (PacketClass::MarkedData, &firewall.gateway);
-    assert!(verdicts.chains[0].accept_command(class, gateway).is_err());
-    let json = nft_json("netdev filter ingress 0 accept wan", "", "c", &[&syn]);
     // nft 1.0.6 names the device only in its listing.
-    let without = json.replace(r#", "dev": "wan""#, "");
-    for (device, expected) in
-        [("device \"wan\"", 1), ("devices = { \"x\", \"wan\" }", 1), ("device \"x\"", 0)]
-    {
+    let json = nft_json("netdev filter ingress 0 accept", "", &[&syn]);
+    for (device, expected) in [
+        ("device \"wan\"", "active wan -> lan"),
+        ("devices = { \"x\", \"wan\" }", "active wan -> lan"),
+        ("device \"x\"", ""),
+    ] {
         let listing = format!(
             "table netdev t {{\n\tchain c {{ # handle 1\n\t\ttype filter hook ingress {device} \
              priority 0; policy accept;\n\t}}\n}}\n"
         );
-        let firewall = Firewall::from_nft(&without, &listing).unwrap();
-        let dropped = dropped_modes(&firewall, &["lan", "wan"], Hook::Forward);
-        assert_eq!(dropped.len(), expected, "{device}");
+        let firewall = Firewall::from_nft(&json, &listing).unwrap();
+        assert_eq!(dropped(&firewall, &lan_wan), expected, "{device}");
     }
-    let policy = json.replace(r#""policy": "accept""#, r#""policy": "drop""#);
-    let firewall = Firewall::from_nft(&policy.replace(DROP, ACCEPT), "").unwrap();
-    let dropped = |names: &[&str]| dropped_modes(&firewall, names, Hook::Forward).len();
-    // Not even control connections pass the policy.
-    assert_eq!((dropped(&["lan", "wan"]), dropped(&["lan", "dmz"])), (0, 0));
 }
 
 /// Guests may use FTP in the internet, and the LAN may reach guests.
 #[test]
 fn isolation_of_inner_networks_is_no_problem() {
-    let to_lan = "-A FORWARD -i guest -o lan -j DROP\n";
-    let from_wan = "-A FORWARD -i wan -m conntrack --ctstate NEW -j DROP\n";
-    let to_others = "-A FORWARD -i guest ! -o wan -j DROP\n";
-    let high_ports = "-A FORWARD -i guest -o lan -p tcp -m tcp --dport 1024:65535 -j DROP\n";
+    let to_lan = "filter FORWARD -i guest -o lan -j DROP";
+    let from_wan = "filter FORWARD -i wan -m conntrack --ctstate NEW -j DROP";
+    let high_ports = "filter FORWARD -i guest -o lan -p tcp -m tcp --dport 1024:65535 -j DROP";
     let from_guests = CONTROL.replace("lan", "guest");
-    let dropped = |rules: &[&str], links: &Links| {
-        let filter = format!(":FORWARD DROP\n{ESTABLISHED}{}{MARK}{CONTROL}", rules.concat());
-        let firewall = Firewall::from_iptables_tables(&[("filter", &filter)]);
-        let modes = modes(&firewall, links, Hook::Forward, PacketClass::MarkedData);
-        let dropped = modes.into_iter().filter(|mode| !mode.dropping_chains.is_empty());
-        let name = |mode: ModeVerdict| {
-            format!("{} {} -> {}", mode.mode, mode.from.unwrap(), mode.to.unwrap())
-        };
-        dropped.map(name).collect::<Vec<_>>()
-    };
+    let firewall = |rules: &[&str]| iptables(&[&[ESTABLISHED], rules, &[MARK, CONTROL]].concat());
     let names = ["lan", "wan", "guest"];
-    let (wan, guest) = ("active wan -> lan", "active guest -> lan");
     for (rules, expected) in [
-        (&[][..], &[][..]),
-        (&[to_lan], &[]),
-        (&[to_others], &[]),
-        (&["-A FORWARD -i guest -j DROP\n"], &[]),
+        (&[][..], ""),
+        (&[to_lan], ""),
+        (&["filter FORWARD -i guest ! -o wan -j DROP"], ""),
         // The internet is no inner network.
-        (&[from_wan], &[wan]),
-        (&["-A FORWARD -i wan -o lan -j DROP\n"], &[wan]),
+        (&[from_wan], ACTIVE),
+        (&["filter FORWARD -i wan -o lan -j DROP"], ACTIVE),
         // No path is left.
-        (&[to_lan, from_wan], &[wan, guest]),
+        (&[to_lan, from_wan], "active wan -> lan, active guest -> lan"),
         // Guests may log in to servers of the LAN.
-        (&[&*from_guests, high_ports], &[guest, "passive guest -> lan"]),
+        (&[&*from_guests, high_ports], "active guest -> lan, passive guest -> lan"),
     ] {
-        assert_eq!(dropped(rules, &links(&names)), expected, "{rules:?}");
+        assert_eq!(dropped(&firewall(rules), &links(&names)), expected, "{rules:?}");
     }
 
     // Behind another router.
@@ -293,8 +263,8 @@ fn isolation_of_inner_networks_is_no_problem() {
     {
         links.add(name, network.parse().unwrap());
     }
-    assert_eq!(dropped(&[to_lan], &links), [guest]);
+    assert_eq!(dropped(&firewall(&[to_lan]), &links), "active guest -> lan");
     links.uplinks.insert("wan".to_owned());
-    assert_eq!(dropped(&[to_lan], &links), [""; 0]);
-    assert_eq!(dropped(&[from_wan], &links), [wan]);
+    assert_eq!(dropped(&firewall(&[to_lan]), &links), "");
+    assert_eq!(dropped(&firewall(&[from_wan]), &links), ACTIVE);
 }

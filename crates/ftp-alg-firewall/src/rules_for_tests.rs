@@ -55,7 +55,7 @@ impl Firewall {
     /// The table `t` of nftables with the base chain `c`: its family, type, hook, priority, policy and device, if it has
     /// one. Each rule is a list of statements in JSON; handles begin with 2.
     pub(crate) fn from_nft_chain(chain: &str, rules: &[&str]) -> Self {
-        let json = nft_json(chain, "", "c", rules);
+        let json = nft_json(chain, "", rules);
         Self::from_nft(&json, "").unwrap()
     }
 
@@ -78,16 +78,16 @@ impl Firewall {
     }
 }
 
-/// A table with `more` objects and a base chain `c`, as nft prints it. `rules` are in the chain `of_rules`, unless they
-/// name another one before their statements.
-pub(crate) fn nft_json(chain: &str, more: &str, of_rules: &str, rules: &[&str]) -> String {
+/// A table with `more` objects and a base chain `c`, as nft prints it. `rules` are in this chain, unless they name another
+/// one before their statements.
+pub(crate) fn nft_json(chain: &str, more: &str, rules: &[&str]) -> String {
     let mut words = chain.split(' ');
     let [family, kind, hook, priority, policy] = [(); 5].map(|()| words.next().unwrap());
     let device = words.next().map(|name| format!(r#", "dev": "{name}""#)).unwrap_or_default();
     let rule = |(rule, handle): (&&str, u32)| {
         let (chain, statements) = match rule.split_once(' ') {
             Some((chain, rest)) if !chain.contains('{') => (chain, rest),
-            _ => (of_rules, *rule),
+            _ => ("c", *rule),
         };
         format!(
             r#", {{"rule": {{"family": "{family}", "table": "t", "chain": "{chain}", "handle": {handle},

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::{
     PacketClass::{Injected, MarkedData, RelatedData},
-    rules_for_tests::{CT_MARK, FIREWALLD, FW4, PLAIN, PORT, STATE, ZONES, is, nftables},
+    rules_for_tests::{CT_MARK, FIREWALLD, FW4, PLAIN, PORT, STATE, ZONES, is, nft_json, nftables},
     *,
 };
 
@@ -46,7 +46,7 @@ fn usual_rule_sets_are_understood() {
     let names = ["lan0", "wan0"];
     for (name, firewall, interfaces) in [
         ("plain nftables", nftables(PLAIN), &names[..]),
-        ("zones of nftables", nftables(ZONES), &["lan0", "wan0", "dmz0"]),
+        ("zones of nftables", nftables(ZONES), &["lan0", "wan0", "dmz0", "vlan6"]),
         ("firewalld", nftables(FIREWALLD), &["eth0", "eth1"]),
         ("fw4", nftables(FW4), &["br-lan", "eth1", "eth2"]),
         ("ufw", Firewall::from_iptables(UFW), &names),
@@ -85,13 +85,9 @@ fn usual_rule_sets_are_understood() {
 /// An operator may call a table `fw4`, too.
 #[test]
 fn only_openwrts_own_table_is_fw4s() {
-    let of_family = |family: &str| {
-        let renamed = FW4.0.replace(r#""inet""#, &format!(r#""{family}""#));
-        let verdict = Firewall::from_nft(&renamed, FW4.1).unwrap().forward(MarkedData);
-        verdict.dropping_chains().next().unwrap().location.manager
-    };
-    assert_eq!(of_family("inet"), Some(RulesetManager::Fw4));
-    assert_eq!(of_family("ip"), None);
+    let renamed = FW4.0.replace(r#""inet""#, r#""ip""#);
+    let verdict = Firewall::from_nft(&renamed, FW4.1).unwrap().forward(MarkedData);
+    assert_eq!(verdict.dropping_chains().next().unwrap().location.manager, None);
 }
 
 #[test]
@@ -160,12 +156,29 @@ fn iptables_options_are_conditions() {
 }
 
 #[test]
-fn dormant_tables_are_left_out() {
-    let json = r#"{"nftables": [{"table": {"family": "inet", "name": "t", "flags": ["dormant"]}},
-        {"chain": {"family": "inet", "table": "t", "name": "f", "type": "filter",
-        "hook": "forward", "prio": 0, "policy": "drop"}}]}"#;
-    let firewall = Firewall::from_nft(json, "").unwrap();
-    assert!(firewall.forward(MarkedData).chains.is_empty());
+fn dormant_tables_and_those_of_bridges_are_left_out() {
+    let dropping = nft_json("inet filter forward 0 drop", "", &[]);
+    let dormant = dropping.replacen(r#""name": "t""#, r#""name": "t", "flags": ["dormant"]"#, 1);
+    let of_bridge = dropping.replace("inet", "bridge");
+    for (json, unread) in [(dormant, &[][..]), (of_bridge, &["bridge t"])] {
+        let firewall = Firewall::from_nft(&json, "").unwrap();
+        assert!(firewall.forward(MarkedData).chains.is_empty());
+        assert_eq!(firewall.unread_tables().collect::<Vec<_>>(), unread);
+    }
+}
+
+/// The kernel refuses loops.
+#[test]
+fn chains_of_any_depth_with_many_jumps_and_a_loop_terminate() {
+    let mut text =
+        ":PREROUTING ACCEPT\n-A PREROUTING -j c0\n-A c50 -j NOTRACK\n-A c50 -j c1\n".to_owned();
+    for n in 0..10_000 {
+        let jump = format!("-A c{n} -j c{}\n", n + 1);
+        text += &format!(":c{n} - [0:0]\n{jump}{jump}");
+    }
+    let firewall = Firewall::from_iptables_tables(&[("raw", &text)]);
+    let [found] = &firewall.conflicting_rules()[..] else { panic!() };
+    assert_eq!(found.rule, "-A c50 -j NOTRACK");
 }
 
 fn evaluate_all(firewall: &Firewall) {

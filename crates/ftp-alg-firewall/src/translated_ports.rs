@@ -212,7 +212,7 @@ mod tests {
             {"map": {"family": "ip", "name": "two", "table": "t",
               "elem": [[{"concat": ["1.2.3.4", 70]}, "10.0.0.1"]]}},
             {"chain": {"family": "ip", "table": "t", "name": "b", "handle": 2}},"#;
-        let json = nft_json("ip nat prerouting -100 accept", more, "c", rules);
+        let json = nft_json("ip nat prerouting -100 accept", more, rules);
         Firewall::from_nft(&json, "").unwrap()
     }
 
