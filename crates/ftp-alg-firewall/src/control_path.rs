@@ -340,195 +340,154 @@ fn interface_pairs(hook: Hook, interfaces: &[String]) -> Vec<(&str, &str)> {
 
 #[cfg(test)]
 mod tests {
-    use super::{
-        super::{
-            Origin,
-            rules_for_tests::{ZONES, nftables},
-        },
-        *,
-    };
+    use super::*;
 
     fn iptables(rules: &str) -> Firewall {
-        let text = format!("*filter\n:INPUT DROP\n:FORWARD DROP\n:OUTPUT DROP\n{rules}COMMIT\n");
-        Firewall::from_iptables(&text)
-    }
-
-    fn verdict(firewall: &Firewall, hook: Hook, interfaces: &[&str]) -> ControlPathVerdict {
-        let links = Links::between(interfaces);
-        firewall.control_verdicts(&links, &[hook]).swap_remove(0)
+        let text = format!(":INPUT DROP\n:FORWARD DROP\n:OUTPUT DROP\n{rules}");
+        Firewall::from_iptables_tables(&[("filter", &text)])
     }
 
     fn summary(firewall: &Firewall, hook: Hook, interfaces: &[&str]) -> String {
-        verdict(firewall, hook, interfaces).summary()
+        firewall.control_verdicts(&Links::between(interfaces), &[hook])[0].summary()
     }
 
     #[test]
-    fn nftables_sets_wildcards_concatenations_and_negations_are_read() {
-        let forward = |one, other| {
-            let verdict = verdict(&nftables(ZONES), Hook::Forward, &[one, other]);
-            let decided_by = verdict.pairs[0].decided_by.clone().unwrap().decided_by;
-            (verdict.pairs[0].acceptance, decided_by.rule.unwrap_or_default())
-        };
-        let accept = "tcp dport { 21, 80, 443 } accept".to_owned();
-        assert_eq!(forward("lan0", "wan0"), (Acceptance::Accepted, accept));
-        assert_eq!(forward("vlan5", "wan0").0, Acceptance::Accepted);
-        assert_eq!(forward("vlan6", "wan0"), (Acceptance::Dropped, String::new()));
-        let to_others = "iifname @trusted oifname != { \"wan0\", \"dmz0\" } accept".to_owned();
-        assert_eq!(forward("vlan6", "lan0"), (Acceptance::Accepted, to_others));
-        assert_eq!(forward("lan0", "dmz0").0, Acceptance::Dropped);
-        assert_eq!(forward("eth0", "lan0").0, Acceptance::Dropped);
-        // Unknown properties of a connection: its addresses, and whether they are translated.
-        assert_eq!(forward("dmz0", "wan0").0, Acceptance::Partly);
-        assert_eq!(forward("wan1", "lan0").0, Acceptance::Partly);
-    }
-
-    #[test]
-    fn iptables_interfaces_are_read() {
-        let established = "-A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT\n";
-        for (rule, expected) in [
-            ("", "dropped between all interfaces"),
-            ("-i lan+ -o wan0", "accepted lan0 -> wan0, lan1 -> wan0; all others: dropped"),
-            ("! -i wan0", "dropped wan0 -> lan0, wan0 -> lan1; all others: accepted"),
-            ("-i lan0 -p udp", "dropped between all interfaces"),
-            ("-i lan0 -p tcp -m tcp --dport 80", "dropped between all interfaces"),
-            ("-i + -o +", "accepted between all interfaces"),
+    fn control_connections_pass_where_rules_accept_them_and_their_replies() {
+        let established = "FORWARD -m conntrack --ctstate ESTABLISHED";
+        let (request, reply) =
+            ("INPUT -i wan0 -p tcp --dport 21", "OUTPUT -o wan0 -p tcp --sport 21");
+        let (forward, names) = (Hook::Forward, &["lan0", "lan1", "wan0"][..]);
+        for (hook, interfaces, rules, expected) in [
             (
-                "-o wan0 -s 10.0.0.0/8",
+                forward,
+                names,
+                &[established, "FORWARD -i lan+ -o wan0"][..],
+                "accepted lan0 -> wan0, lan1 -> wan0; all others: dropped",
+            ),
+            (
+                forward,
+                names,
+                &[established, "FORWARD ! -i wan0"],
+                "dropped wan0 -> lan0, wan0 -> lan1; all others: accepted",
+            ),
+            (
+                forward,
+                names,
+                &[established, "FORWARD -i lan0 -p udp"],
+                "dropped between all interfaces",
+            ),
+            (forward, names, &["FORWARD -i + -o +"], "accepted between all interfaces"),
+            (
+                forward,
+                names,
+                &[established, "FORWARD -o wan0 -s 10.0.0.0/8"],
                 "partly accepted lan0 -> wan0, lan1 -> wan0; all others: dropped",
             ),
+            // One of the control ports is enough.
+            (
+                forward,
+                names,
+                &["FORWARD -p tcp -m multiport --ports 2121"],
+                "accepted between all interfaces",
+            ),
+            // A hub forwards to the interface of arrival.
+            (
+                forward,
+                &["lan0", "wan0"],
+                &["FORWARD -i lan0 -o lan0"],
+                "accepted lan0 -> lan0; all others: dropped",
+            ),
+            (forward, &["lan0"], &["FORWARD -i lan0 -o lan0"], "accepted between all interfaces"),
+            (Hook::Input, &["wan0"], &[request], "dropped on all interfaces"),
+            (
+                Hook::Input,
+                &["wan0", "lan0"],
+                &[request, reply],
+                "accepted wan0; all others: dropped",
+            ),
+            (Hook::Output, &["wan0"], &[request, reply], "dropped on all interfaces"),
         ] {
-            let accept = match rule {
-                "" => String::new(),
-                _ => format!("-A FORWARD {rule} -j ACCEPT\n"),
-            };
-            let firewall = iptables(&format!("{established}{accept}"));
-            let names = ["lan0", "lan1", "wan0"];
-            assert_eq!(summary(&firewall, Hook::Forward, &names), expected, "{rule}");
+            let accept = |rule: &&str| format!("-A {rule} -j ACCEPT\n");
+            let mut firewall = iptables(&rules.iter().map(accept).collect::<String>());
+            firewall.gateway.control_ports = vec![21, 2121];
+            assert_eq!(summary(&firewall, hook, interfaces), expected, "{rules:?}");
         }
     }
 
+    const ESTABLISHED: &str = "-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n";
+
     #[test]
     fn rules_that_name_an_interface_which_is_gone_are_noticed() {
-        let missing = |rules: &str| {
-            let firewall = iptables(rules);
-            let mut links = Links::between(&["eth5", "wan0", "dmz0"]);
-            links.existing = ["eth5", "wan0", "dmz0", "port0"].map(str::to_owned).into();
-            let missing = firewall.missing_interfaces(Hook::Forward, IpVersion::V4, &links);
-            missing.join(" ")
-        };
-        let published = "-A FORWARD -i wan0 -o dmz0 -p tcp --dport 21 -j ACCEPT\n";
-        let established = "-A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT\n";
+        let mut links = Links::between(&["eth5", "wan0", "dmz0"]);
+        links.existing = ["eth5", "wan0", "dmz0", "port0"].map(str::to_owned).into();
+        let published = "-A FORWARD -i wan0 -o dmz0 -p tcp --dport 21 -j ACCEPT";
         for (rule, expected) in [
-            ("-i lan0 -o wan0 -j ACCEPT", "lan0"),
-            ("-i wan0 -o lan0 -p tcp --dport 21 -j ACCEPT", "lan0"),
-            ("-i eth5 -o wan0 -j ACCEPT", ""),
+            ("-i lan0 -o wan0", &["lan0"][..]),
+            ("-i wan0 -o lan0 -p tcp --dport 21", &["lan0"]),
             // It has no address, as the port of a bridge.
-            ("-i port0 -o wan0 -j ACCEPT", ""),
-            ("-i lan+ -j ACCEPT", ""),
-            ("-i lan0 -p udp -j ACCEPT", ""),
-            ("-i lan0 -j DROP", ""),
-            ("! -i lan0 -j ACCEPT", ""),
+            ("-i port0 -o wan0", &[]),
+            ("-i lan+", &[]),
+            ("-i lan0 -p udp", &[]),
+            ("! -i lan0", &[]),
         ] {
-            let rules = format!("{established}{published}-A FORWARD {rule}\n");
-            assert_eq!(missing(&rules), expected, "{rule}");
+            let firewall =
+                iptables(&format!("{ESTABLISHED}{published}\n-A FORWARD {rule} -j ACCEPT"));
+            let found = firewall.missing_interfaces(Hook::Forward, IpVersion::V4, &links);
+            assert_eq!(found, expected, "{rule}");
         }
     }
 
     #[test]
     fn what_nobody_admits_is_dropped_if_no_rule_may_accept_it() {
-        let established = "-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n\
-                           -A FORWARD -m connmark --mark 0x40000000/0x40000000 -j ACCEPT\n\
-                           -A FORWARD -i lan0 -p tcp -m tcp --dport 21 -j ACCEPT\n";
+        let accepting = "-A FORWARD -m connmark --mark 0x40000000/0x40000000 -j ACCEPT\n\
+                         -A FORWARD -i lan0 -p tcp -m tcp --dport 21 -j ACCEPT\n";
         for (rule, expected) in [
             ("", true),
             ("-A FORWARD -i lan0 -j ACCEPT", false),
             ("-A FORWARD -i lan1 -j ACCEPT", true),
-            ("-A FORWARD -o lan0 -j ACCEPT", true),
             ("-A FORWARD -p tcp -m tcp --dport 1024:65535 -j ACCEPT", true),
             ("-A FORWARD -p tcp -m tcp --dport 900:1023 -j ACCEPT", false),
             // Not known here.
             ("-A FORWARD -s 10.0.0.0/8 -j ACCEPT", false),
-            ("-A FORWARD -d 203.0.113.9/32 -j ACCEPT", false),
             ("-A FORWARD -m u32 --u32 0x0=0x0 -j ACCEPT", false),
         ] {
-            let firewall = iptables(&format!("{established}{rule}\n"));
-            let drops = firewall.drops_unadmitted(IpVersion::V4, ("lan0", "wan0"), 1000);
-            assert_eq!(drops, expected, "{rule}");
+            let mut firewall = iptables(&format!("{ESTABLISHED}{accepting}{rule}"));
+            let drops = |firewall: &Firewall| {
+                firewall.drops_unadmitted(IpVersion::V4, ("lan0", "wan0"), 1000)
+            };
+            assert_eq!(drops(&firewall), expected, "{rule}");
+            firewall.read_errors.push("nftables: not installed".to_owned());
+            assert!(!drops(&firewall), "{rule}");
         }
-        let here = iptables("-A INPUT -p tcp -m tcp --dport 21 -j ACCEPT\n");
-        assert!(here.drops_unadmitted(IpVersion::V4, ("wan0", ""), 1000));
-        let mut partly_read = iptables(established);
-        partly_read.read_errors.push("nftables: not installed".to_owned());
-        assert!(!partly_read.drops_unadmitted(IpVersion::V4, ("lan0", "wan0"), 1000));
-    }
-
-    #[test]
-    fn a_hub_forwards_to_the_interface_of_arrival() {
-        let hub = "-A FORWARD -i lan0 -o lan0 -j ACCEPT\n";
-        let open = "-A FORWARD -i lan0 -j ACCEPT\n-A FORWARD -o lan0 -j ACCEPT\n";
-        for (rules, interfaces, expected) in [
-            (hub, &["lan0", "wan0"][..], "accepted lan0 -> lan0; all others: dropped"),
-            (hub, &["lan0"], "accepted between all interfaces"),
-            (open, &["lan0", "wan0"], "accepted between all interfaces"),
-        ] {
-            assert_eq!(summary(&iptables(rules), Hook::Forward, interfaces), expected);
-        }
-    }
-
-    #[test]
-    fn replies_must_be_accepted_too() {
-        let accept = "-A INPUT -i wan0 -p tcp --dport 21 -j ACCEPT\n";
-        let firewall = |more: &str| iptables(&format!("{accept}{more}"));
-        let alone = verdict(&firewall(""), Hook::Input, &["wan0"]);
-        assert_eq!(alone.best_acceptance(), Acceptance::Dropped);
-        assert_eq!(
-            alone.dropping_chains()[0].to_string(),
-            "the policy of iptables-legacy filter OUTPUT"
-        );
-        let replies = firewall("-A OUTPUT -o wan0 -p tcp --sport 21 -j ACCEPT\n");
-        assert_eq!(
-            summary(&replies, Hook::Input, &["wan0", "lan0"]),
-            "accepted wan0; all others: dropped"
-        );
-        assert_eq!(summary(&replies, Hook::Output, &["wan0"]), "dropped on all interfaces");
-    }
-
-    #[test]
-    fn one_accepted_control_port_is_enough() {
-        let mut firewall = iptables("-A FORWARD -p tcp -m multiport --ports 2121 -j ACCEPT\n");
-        firewall.gateway.control_ports = vec![21, 2121];
-        let links = Links::between(&["a", "b"]);
-        let verdicts = firewall.control_verdicts(&links, &[Hook::Forward]);
-        assert_eq!(verdicts[0].best_acceptance(), Acceptance::Accepted);
     }
 
     #[test]
     fn a_server_that_is_published_with_a_control_port_has_its_own_port_at_forward() {
-        let summary = |nat: &str, more: &[(&str, &str)]| {
-            let filter = "-A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT\n\
-                          -A FORWARD -i wan0 -p tcp -m tcp --dport 2121 -j ACCEPT\n";
-            let mut firewall = iptables(filter);
-            for (table, rules) in [("nat", nat)].iter().chain(more) {
-                let text = format!("*{table}\n:PREROUTING ACCEPT\n{rules}\nCOMMIT\n");
-                firewall.add_iptables_save(Origin::IptablesLegacy, IpVersion::V4, &text);
-            }
-            summary(&firewall, Hook::Forward, &["lan0", "wan0"])
-        };
-        let published =
-            "-A PREROUTING -p tcp -m tcp --dport 21 -j DNAT --to-destination 10.0.0.5:2121";
-        let accepted = "accepted wan0 -> lan0; all others: dropped";
-        assert_eq!(summary(published, &[]), accepted);
-        for other in ["", &published.replace(":2121", ""), &published.replace("21 -j", "80 -j")] {
-            assert_eq!(summary(other, &[]), "dropped between all interfaces", "{other}");
-        }
-        // Before NAT, rules see the port that clients use.
-        for (table, port, expected) in [
-            ("raw", 21, "dropped between all interfaces"),
-            ("raw", 2121, accepted),
-            ("mangle", 21, "dropped between all interfaces"),
+        let published = "-p tcp -m tcp --dport 21 -j DNAT --to-destination 10.0.0.5:2121";
+        let same_port = published.replace(":2121", "");
+        let other_port = published.replace("21 -j", "80 -j");
+        let drop = |port| format!("-p tcp -m tcp --dport {port} -j DROP");
+        for (nat, table, rule, is_accepted) in [
+            (published, "raw", "-j ACCEPT", true),
+            (&same_port, "raw", "-j ACCEPT", false),
+            (&other_port, "raw", "-j ACCEPT", false),
+            // Before NAT, rules see the port that clients use.
+            (published, "raw", &drop(21), false),
+            (published, "raw", &drop(2121), true),
+            (published, "mangle", &drop(21), false),
         ] {
-            let drop = format!("-A PREROUTING -p tcp -m tcp --dport {port} -j DROP");
-            assert_eq!(summary(published, &[(table, &drop)]), expected, "{table} {port}");
+            let [nat, early] =
+                [nat, rule].map(|rule| format!(":PREROUTING ACCEPT\n-A PREROUTING {rule}"));
+            let login = "-A FORWARD -i wan0 -p tcp -m tcp --dport 2121 -j ACCEPT";
+            let filter = format!(":FORWARD DROP\n{ESTABLISHED}{login}");
+            let tables = [(table, &*early), ("nat", &nat), ("filter", &filter)];
+            let firewall = Firewall::from_iptables_tables(&tables);
+            let expected = match is_accepted {
+                true => "accepted wan0 -> lan0; all others: dropped",
+                false => "dropped between all interfaces",
+            };
+            let found = summary(&firewall, Hook::Forward, &["lan0", "wan0"]);
+            assert_eq!(found, expected, "{tables:?}");
         }
     }
 }

@@ -90,34 +90,22 @@ mod tests {
     }
 
     #[test]
-    fn networks_are_compared() {
-        let net = network("10.1.0.0/16");
-        for (other, is_inside, overlaps) in [
-            ("10.1.2.3", true, true),
-            ("10.1.0.0/16", true, true),
-            ("10.0.0.0/8", false, true),
-            ("0.0.0.0/0", false, true),
-            ("10.2.0.0/16", false, false),
-            ("fd00::/8", false, false),
-            ("::/0", false, false),
-        ] {
-            let other = network(other);
-            assert_eq!((contains(&net, &other), overlap(&net, &other)), (is_inside, overlaps));
-        }
-    }
-
-    #[test]
     fn hosts_behind_another_interface_are_elsewhere() {
         let mut links = Links::default();
-        links.add("lan", network("192.168.1.1/24"));
-        links.add("wan", network("198.51.100.1/24"));
+        for (interface, address) in
+            [("lan", "192.168.1.1/24"), ("wan", "198.51.100.1/24"), ("dmz", "192.168.0.1/16")]
+        {
+            links.add(interface, network(address));
+        }
         for (text, interface, expected) in [
             ("192.168.1.80", "wan", true),
-            ("192.168.1.0/24", "wan", true),
+            ("192.168.0.0/16", "wan", true),
+            ("192.168.0.0/15", "wan", false),
             ("192.168.1.80", "lan", false),
+            ("192.168.0.0/17", "lan", false),
             // Behind a router, at either.
             ("203.0.113.9", "lan", false),
-            ("192.168.0.0/16", "wan", false),
+            ("fd00::9", "lan", false),
             ("192.168.1.80", "", false),
         ] {
             assert_eq!(links.are_elsewhere(&network(text), interface), expected, "{text}");
@@ -131,40 +119,32 @@ mod tests {
         let mut links = Links::default();
         for (interface, address) in [
             ("lan", "192.168.1.1/24"),
+            ("lan", "169.254.0.1/16"),
             ("lan", "2001:db8:1::1/64"),
             ("lan6", "fd00::1/64"),
-            ("cgnat", "100.64.0.9/10"),
-            ("wan", "198.51.100.1/24"),
             ("both", "10.1.0.1/24"),
             ("both", "203.0.113.1/24"),
             ("global6", "2001:db8:2::1/64"),
-            ("link", "fe80::1/64"),
             ("router", "10.0.0.2/24"),
-            ("router6", "fd00:1::2/64"),
         ] {
             links.add(interface, network(address));
         }
-        links.uplinks = ["router", "router6"].map(str::to_owned).into();
-        let inner: Vec<&str> = links.networks.keys().map(String::as_str).collect();
-        let inner: Vec<&str> = inner.into_iter().filter(|name| links.is_inner(name)).collect();
-        assert_eq!(inner, ["lan", "lan6"]);
-        assert!(!links.is_inner("unknown"));
+        links.uplinks.insert("router".to_owned());
+        let inner = links.networks.keys().filter(|name| links.is_inner(name));
+        assert_eq!(inner.collect::<Vec<_>>(), ["lan", "lan6"]);
     }
 
     #[test]
     fn a_range_is_in_the_smallest_network_with_both_ends() {
-        for (first, last, expected) in [
-            ("192.168.1.10", "192.168.1.99", Some("192.168.1.0/25")),
-            ("192.168.1.10", "192.168.1.10", Some("192.168.1.10/32")),
-            ("10.0.0.0", "192.168.0.0", Some("0.0.0.0/0")),
-            ("fd00::1", "fd00::ffff", Some("fd00::/112")),
+        for (first, last, prefix) in [
+            ("192.168.1.10", "192.168.1.99", Some(25)),
+            ("192.168.1.10", "192.168.1.10", Some(32)),
+            ("10.0.0.0", "192.168.0.0", Some(0)),
+            ("fd00::1", "fd00::ffff", Some(112)),
             ("10.0.0.1", "fd00::1", None),
         ] {
             let found = spanning(first.parse().unwrap(), last.parse().unwrap());
-            assert_eq!(
-                found.map(|one| (one.network(), one.prefix())),
-                expected.map(|one| (network(one).ip(), network(one).prefix()))
-            );
+            assert_eq!(found.map(|network| network.prefix()), prefix, "{first} {last}");
         }
     }
 }
