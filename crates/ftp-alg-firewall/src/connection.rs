@@ -412,19 +412,17 @@ mod tests {
     const MARK: &str = "-m connmark --mark 0x40000000/0x40000000 -j ACCEPT";
     const RELATED: &str = "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT";
 
-    fn nftables(hook: &str, priority: i32, rules: &[&str]) -> Firewall {
-        Firewall::from_nft_chain(&format!("inet filter {hook} {priority} drop"), rules)
-    }
-
     /// Whether admitted data connections pass, and expected ones.
     fn pass(firewall: &Firewall, hook: Hook) -> [bool; 2] {
         [PacketClass::MarkedData, PacketClass::RelatedData]
             .map(|class| firewall.verdict(hook, IpVersion::V4, class).passes())
     }
 
-    fn remedies(firewall: &Firewall, hook: Hook, class: PacketClass) -> Vec<String> {
+    /// What to do about the first chain at `hook` that drops packets of `class`.
+    fn advice(firewall: &Firewall, hook: Hook, class: PacketClass) -> Result<String, String> {
         let verdict = firewall.verdict(hook, IpVersion::V4, class);
-        firewall.remedies(&verdict, class)
+        let stop = verdict.dropping_chains().next().unwrap();
+        stop.accept_command(class, &firewall.gateway)
     }
 
     #[test]
@@ -448,7 +446,6 @@ mod tests {
             // Rules against spoofed addresses do not decide the back end.
             ("raw", spoofed, [true, true], [true, true], AcceptedData::Marked),
             ("mangle", new, [true, true], [true, true], AcceptedData::Related),
-            ("mangle", ":PREROUTING DROP", [false, false], [true, true], AcceptedData::Nothing),
             ("raw", ":PREROUTING DROP", [false, false], [true, true], AcceptedData::Nothing),
             ("filter", ":FORWARD DROP", [true, true], [true, true], AcceptedData::Nothing),
             // Chains of this type do not see data connections.
@@ -462,83 +459,45 @@ mod tests {
             assert_eq!(accepted_data(&firewall, &paths), Some(data), "{rules}");
         }
         // Before the admission no rule can recognise them by the mark.
-        let firewall = Firewall::from_iptables_tables(&[("mangle", &early)]);
         let (marked, related) = (PacketClass::MarkedData, PacketClass::RelatedData);
-        assert_eq!(remedies(&firewall, Hook::Prerouting, marked), [""; 0]);
-        let verdict = firewall.verdict(Hook::Prerouting, IpVersion::V4, marked);
-        let stop = verdict.dropping_chains().next().unwrap();
-        assert!(stop.accept_command(marked, &firewall.gateway).is_err());
-        assert!(stop.accept_command(related, &firewall.gateway).is_ok());
+        let firewall = Firewall::from_iptables_tables(&[("mangle", ":PREROUTING DROP")]);
+        assert!(advice(&firewall, Hook::Prerouting, marked).is_err());
+        assert!(advice(&firewall, Hook::Prerouting, related).is_ok());
         let firewall = Firewall::from_iptables_tables(&[("mangle", &late)]);
-        let accept = |condition| format!("iptables-legacy -t mangle -I POSTROUTING 2 {condition}");
-        assert_eq!(remedies(&firewall, Hook::Postrouting, marked), [accept(MARK)]);
-        let injected = remedies(&firewall, Hook::Postrouting, PacketClass::Injected);
-        assert_eq!(injected, [accept("-m mark --mark 0x70000000 -j ACCEPT")]);
+        let command = format!("iptables-legacy -t mangle -I POSTROUTING 2 {MARK}");
+        assert_eq!(advice(&firewall, Hook::Postrouting, marked), Ok(command));
     }
 
     #[test]
-    fn what_a_rule_at_prerouting_sees_depends_on_its_priority() {
+    fn what_a_rule_sees_depends_on_its_priority() {
         let state = |names| format!("{}, {ACCEPT}", is("in", STATE, names));
         let (mark, related) = (accepts_mark(), state(r#"["established", "related"]"#));
-        for (priority, expected) in
-            [(-300, [false, false]), (-140, [false, true]), (0, [true, true])]
-        {
-            let firewall = nftables("prerouting", priority, &[&related, &mark]);
-            assert_eq!(pass(&firewall, Hook::Prerouting), expected, "{priority}");
+        let (both, invalid) = ([&*related, &*mark], [&*state(r#""invalid""#)]);
+        for (hook, priority, rules, expected) in [
+            (Hook::Prerouting, -300, &both[..], [false, false]),
+            (Hook::Prerouting, -140, &both, [false, true]),
+            (Hook::Prerouting, 0, &both, [true, true]),
+            // Before conntrack every packet is `invalid`.
+            (Hook::Prerouting, -300, &invalid, [true, true]),
+            // Before destination NAT of this machine's own connections.
+            (Hook::Output, -150, &both, [false, true]),
+            (Hook::Output, 0, &both, [true, true]),
+        ] {
+            let chain = format!("inet filter {hook} {priority} drop");
+            let firewall = Firewall::from_nft_chain(&chain, rules);
+            assert_eq!(pass(&firewall, hook), expected, "{chain}");
         }
-        // Before conntrack every packet is `invalid`.
-        let invalid = state(r#""invalid""#);
-        assert_eq!(pass(&nftables("prerouting", -300, &[&invalid]), Hook::Prerouting), [true; 2]);
-        // The same before destination NAT of this machine's own connections.
-        for (priority, expected) in [(-150, [false, true]), (0, [true, true])] {
-            let firewall = nftables("output", priority, &[&related, &mark]);
-            assert_eq!(pass(&firewall, Hook::Output), expected, "{priority}");
-        }
     }
-
-    #[test]
-    fn the_rule_that_overwrites_the_ct_mark_is_named() {
-        let save = "-A FORWARD -j CONNMARK --save-mark";
-        let filter = format!(":FORWARD ACCEPT\n{save}");
-        let security = format!(":FORWARD DROP\n-A FORWARD {MARK}");
-        let firewall =
-            Firewall::from_iptables_tables(&[("filter", &filter), ("security", &security)]);
-        let class = PacketClass::MarkedData;
-        let verdict = firewall.verdict(Hook::Forward, IpVersion::V4, class);
-        let stop = verdict.dropping_chains().next().unwrap();
-        let hiding = stop.hidden_by.as_ref().unwrap();
-        assert_eq!(
-            (hiding.chain.as_str(), hiding.rule.as_str(), hiding.untracks),
-            ("iptables-legacy filter FORWARD", save, false)
-        );
-        // Another accept rule does not help.
-        assert!(stop.accept_command(class, &firewall.gateway).unwrap_err().contains(save));
-    }
-
-    /// Whether marked data connections pass a filter at forward that accepts only them, with `rules` in the table
-    /// mangle, and with the same rules in front of the accept rule.
-    fn pass_behind(rules: &str, established: &str) -> [bool; 2] {
-        let chains = ":PREROUTING ACCEPT\n:FORWARD ACCEPT\n:POSTROUTING ACCEPT";
-        let filter = |rules| format!(":FORWARD DROP\n{rules}\n{established}-A FORWARD {MARK}");
-        ["", rules].map(|in_filter| {
-            let firewall = Firewall::from_iptables_tables(&[
-                ("mangle", &format!("{chains}\n{rules}")),
-                ("filter", &filter(in_filter)),
-            ]);
-            pass(&firewall, Hook::Forward)[0]
-        })
-    }
-
-    const ESTABLISHED: &str = "-A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT\n";
 
     /// Our table sets the bit again in front of the filter, but not within.
     #[test]
     fn a_rule_that_overwrites_the_ct_mark_matters_in_the_filter_alone() {
+        let established = "-A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT";
+        let accepting = format!("-A FORWARD {MARK}");
         for (rules, in_filter) in [
             ("-j CONNMARK --save-mark", false),
             ("-j CONNMARK --set-xmark 0x7/0xffffffff", false),
             ("-m conntrack --ctstate NEW -j CONNMARK --set-xmark 0x5/0xffffffff", false),
-            ("-j CONNMARK --set-xmark 0x0/0x40000000", false),
             ("-j X\n:X - [0:0]\n-A X -j CONNMARK --save-mark", false),
             ("-j MARK --set-xmark 0x1/0xff\n-A FORWARD -j CONNMARK --save-mark", false),
             ("-j CONNMARK --save-mark --nfmask 0xff --ctmask 0xff", true),
@@ -548,11 +507,29 @@ mod tests {
             // Only some connections.
             ("-s 10.0.0.0/8 -j CONNMARK --save-mark", true),
         ] {
-            for established in ["", ESTABLISHED] {
-                let passes = pass_behind(&format!("-A FORWARD {rules}"), established);
-                assert_eq!(passes, [true, in_filter], "{rules}");
+            let rules = format!("-A FORWARD {rules}");
+            for (mangle, filter, expected) in [
+                (&rules, format!("{established}\n{accepting}"), true),
+                (&rules, accepting.clone(), true),
+                (&String::new(), format!("{rules}\n{established}\n{accepting}"), in_filter),
+                (&String::new(), format!("{rules}\n{accepting}"), in_filter),
+            ] {
+                let [mangle, filter] = [("ACCEPT", mangle), ("DROP", &filter)]
+                    .map(|(policy, rules)| format!(":FORWARD {policy}\n{rules}"));
+                let tables = [("mangle", &*mangle), ("filter", &filter)];
+                let firewall = Firewall::from_iptables_tables(&tables);
+                assert_eq!(pass(&firewall, Hook::Forward)[0], expected, "{tables:?}");
             }
         }
+        // It is named for a chain behind it, where no other accept rule helps.
+        let filter = ":FORWARD ACCEPT\n-A FORWARD -j CONNMARK --save-mark";
+        let security = format!(":FORWARD DROP\n{accepting}");
+        let tables = [("filter", filter), ("security", &security)];
+        let firewall = Firewall::from_iptables_tables(&tables);
+        let advice = advice(&firewall, Hook::Forward, PacketClass::MarkedData).unwrap_err();
+        let rule =
+            "`-A FORWARD -j CONNMARK --save-mark` in iptables-legacy filter FORWARD overwrites";
+        assert!(advice.starts_with(rule), "{advice}");
     }
 
     #[test]
@@ -560,14 +537,10 @@ mod tests {
         let set = format!(r#"{{"mangle": {{"key": {CT_MARK}, "value": 5}}}}"#);
         let accepts = accepts_mark();
         for (hook, priority, passes) in [
-            ("prerouting", -150, true),
-            ("prerouting", -99, true),
             ("prerouting", 0, true),
-            ("forward", -150, true),
             ("forward", -2, true),
             ("forward", -1, false),
             ("forward", 0, false),
-            ("postrouting", -150, true),
             ("postrouting", 300, true),
         ] {
             let filter = Firewall::from_nft_chain("inet filter forward 0 drop", &[&accepts]);
@@ -593,8 +566,9 @@ mod tests {
             (format!(r#"{{"^": [{ct}, 5]}}"#), true),
             ("1073741829".to_owned(), true),
         ] {
-            let firewall = nftables("forward", 0, &[&set(&value), &mark]);
-            assert_eq!(pass(&firewall, Hook::Forward)[0], passes, "{value}");
+            let rules = [&*set(&value), &mark];
+            let firewall = Firewall::from_nft_chain("inet filter forward 0 drop", &rules);
+            assert_eq!(pass(&firewall, Hook::Forward), [passes; 2], "{value}");
         }
     }
 }
