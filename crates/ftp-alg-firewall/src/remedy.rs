@@ -296,28 +296,22 @@ mod tests {
     use super::*;
     use crate::Firewall;
 
-    /// The rules before the place in a chain in which the rule that ends with ` #` drops all data connections.
-    fn before(rules: &[&str]) -> usize {
-        let drop = rules.iter().position(|rule| rule.ends_with(" #"));
-        RulePlace::new("forward", rules, drop).index
-    }
-
     #[test]
     fn place_is_behind_the_rule_that_accepts_established_connections() {
+        /// The rules before the place in a chain in which the rule that ends with ` #` drops all data connections.
+        fn before(rules: &[&str]) -> usize {
+            let drop = rules.iter().position(|rule| rule.ends_with(" #"));
+            RulePlace::new("forward", rules, drop).index
+        }
         const BLOCKED: &str = "ip saddr @blocked drop";
         for rule in [
-            "ct state established accept",
-            "ct state established,related accept",
             "ct state { established, related } counter packets 1 bytes 2 accept comment \"x\"",
             "ct state vmap { established : accept, related : accept, invalid : drop }",
-            "meta l4proto tcp ct state established accept",
             "-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
-            "-A FORWARD -m state --state ESTABLISHED -j ACCEPT",
             "iifname \"wan0\" ct state established accept",
             "-A FORWARD -i wan0 -m state --state ESTABLISHED -j ACCEPT",
         ] {
             assert_eq!(before(&[BLOCKED, rule, "ip saddr @late drop", "drop #"]), 2, "{rule}");
-            assert_eq!(before(&[BLOCKED, rule]), 2, "{rule}");
             // A rule that drops what that rule would not accept.
             assert_eq!(before(&[BLOCKED, "iifname wan0 ct state new drop #", rule]), 1, "{rule}");
         }
@@ -332,100 +326,82 @@ mod tests {
             assert_eq!(before(&[rule, BLOCKED]), 2, "{rule}");
             assert_eq!(before(&[rule, BLOCKED, "drop #"]), 2, "{rule}");
         }
-        let [wan, lan] =
-            ["wan", "lan"].map(|name| format!("iifname {name} ct state established accept"));
-        assert_eq!(before(&[&wan, BLOCKED, &lan, "drop #"]), 3);
-        assert_eq!(before(&[&wan, "iifname wan drop #", &lan]), 1);
-        assert_eq!(before(&[&wan, "ct state established accept", BLOCKED, &lan]), 2);
-        assert_eq!(before(&[]), 0);
+        let (all, wan) = ("ct state established accept", "iifname wan ct state established accept");
+        let lan = wan.replace("wan", "lan");
+        assert_eq!(before(&[wan, BLOCKED, &lan, "drop #"]), 3);
+        assert_eq!(before(&[wan, "iifname wan drop #", &lan]), 1);
+        assert_eq!(before(&[wan, all, BLOCKED, &lan]), 2);
         assert_eq!(before(&[BLOCKED, "-A DOCKER-USER -j RETURN"]), 1);
     }
 
     #[test]
     fn place_in_a_file_is_found_by_its_rule_or_by_the_number_of_rules() {
-        let in_file = |loaded: &[&str], drop, file: &[&str]| {
-            RulePlace::new("forward", loaded, drop).index_in(file)
-        };
-        let loaded = ["ip saddr @a drop", "ct state established accept", "tcp dport 22 accept"];
-        assert_eq!(in_file(&loaded, None, &["a", "b", "ct state established accept"]), 3);
-        assert_eq!(in_file(&loaded, None, &["$a drop", "$old accept", "$ssh accept"]), 2);
-        assert_eq!(in_file(&loaded, None, &["a", "b"]), 0);
-        let loaded = ["a accept", "b  drop"];
-        assert_eq!(in_file(&loaded, Some(1), &["x", "y", "b drop", "z"]), 2);
-        assert_eq!(in_file(&loaded, Some(1), &["x", "y"]), 1);
-        // What is not found is in an included file.
-        let with_include = ["x", "include \"y\"", "z"];
-        assert_eq!(in_file(&["a accept", "ct state established accept"], None, &with_include), 2);
-        assert_eq!(in_file(&loaded, Some(1), &with_include), 1);
-        assert_eq!(in_file(&loaded, Some(1), &["x", "y", "z"]), 0);
-        assert_eq!(in_file(&loaded, None, &["x", "y", "z"]), 3);
-        assert_eq!(in_file(&loaded, None, &["x", "ct state established accept", "z"]), 2);
-    }
-
-    const OLD: &str = "-m state --state ESTABLISHED -j ACCEPT";
-    const BAD: &str = "-s 10.0.0.9/32 -j DROP";
-
-    #[test]
-    fn command_names_the_place_of_the_rule() {
-        for (rules, expected) in [
-            (&[][..], "-I FORWARD"),
-            (&["FORWARD BAD"], "-A FORWARD"),
-            (&["FORWARD BAD", "FORWARD OLD"], "-A FORWARD"),
-            (&["FORWARD BAD", "FORWARD OLD", "FORWARD BAD"], "-I FORWARD 3"),
-            (&["FORWARD BAD", "FORWARD -j DROP"], "-I FORWARD 2"),
-            (&["X OLD", "FORWARD BAD", "FORWARD -j X", "FORWARD -j DROP"], "-A X"),
-            // The jump is not reached, or not by all packets.
-            (&["X OLD", "FORWARD -j DROP", "FORWARD -j X"], "-I FORWARD"),
-            (&["X OLD", "FORWARD BAD", "FORWARD -i wan -j X", "FORWARD -j DROP"], "-I FORWARD 3"),
-            // A rule that drops from another chain.
-            (&["X -j DROP", "FORWARD BAD", "FORWARD -j X"], "-I FORWARD 2"),
+        const OLD: &str = "ct state established accept";
+        let (behind_old, before_drop) =
+            (["ip saddr @a drop", OLD, "tcp dport 22 accept"], ["a accept", "b  drop"]);
+        for (loaded, drop, file, expected) in [
+            (&behind_old[..], None, &["a", "b", OLD][..], 3),
+            (&behind_old, None, &["$a drop", "$old accept", "$ssh accept"], 2),
+            (&behind_old, None, &["a", "b"], 0),
+            (&before_drop, Some(1), &["x", "y", "b drop", "z"], 2),
+            (&before_drop, Some(1), &["x", "y"], 1),
+            // What is not found is in an included file.
+            (&behind_old, None, &["x", "include \"y\"", "z"], 2),
+            (&before_drop, Some(1), &["x", "include \"y\"", "z"], 1),
+            (&before_drop, Some(1), &["x", "y", "z"], 0),
+            (&before_drop, None, &["x", "y", "z"], 3),
+            (&before_drop, None, &["x", OLD, "z"], 2),
         ] {
-            let rules: String = rules.iter().map(|rule| format!("-A {rule}\n")).collect();
-            let rules = rules.replace("BAD", BAD).replace("OLD", OLD);
-            let filter = format!(":FORWARD DROP\n:X - [0:0]\n{rules}");
-            let firewall = Firewall::from_iptables_tables(&[("filter", &filter)]);
-            let verdict = firewall.forward(PacketClass::MarkedData);
-            let command = firewall.remedies(&verdict, PacketClass::MarkedData).swap_remove(0);
-            let place = command.split_once(" -m").unwrap().0.strip_prefix("iptables-legacy ");
-            assert_eq!(place, Some(expected), "{rules}");
+            let place = RulePlace::new("forward", loaded, drop);
+            assert_eq!(place.index_in(file), expected, "{loaded:?} {drop:?} {file:?}");
         }
     }
 
-    /// What is inserted at the number in the list, or added.
+    /// What is inserted at the number in the list, or added. `ALL` accepts all packets of data connections, and `FIRST`
+    /// their first ones.
     #[test]
-    fn rule_before_one_that_drops_or_hides_accepts_the_first_packet_alone() {
-        const NEW: &str = "-m conntrack --ctstate NEW -j DROP";
-        const SET: &str = "-j CONNMARK --set-xmark 0x5/0xffffffff";
-        const ALL: &str = "-m connmark --mark 0x40000000/0x40000000 -j ACCEPT";
-        let first = format!("-m conntrack --ctstate NEW,RELATED {ALL}");
-        let command = |class, chains: &str, rules: &[&str]| {
-            let rules: String = rules.iter().map(|rule| format!("\n-A FORWARD {rule}")).collect();
-            let firewall = Firewall::from_iptables(&format!(
-                "*filter\n:FORWARD DROP{chains}{rules}\nCOMMIT\n"
-            ));
-            let commands = firewall.remedies(&firewall.forward(class), class);
-            commands[0].strip_prefix("iptables-legacy ").unwrap().to_owned()
-        };
-        let marked = |chains, rules: &[&str]| command(PacketClass::MarkedData, chains, rules);
-        assert_eq!(marked("", &[NEW, BAD, OLD]), format!("-I FORWARD {first}"));
-        assert_eq!(marked("", &[BAD, SET, OLD]), format!("-I FORWARD 2 {first}"));
-        assert_eq!(marked("", &[BAD, OLD, SET]), format!("-I FORWARD 3 {ALL}"));
-        // Later packets are dropped, too.
-        assert_eq!(marked("", &[BAD, NEW]), format!("-I FORWARD 2 {ALL}"));
-        assert_eq!(marked("", &[BAD, SET]), format!("-I FORWARD 2 {ALL}"));
-        assert_eq!(marked("", &["-j DROP", OLD]), format!("-I FORWARD {ALL}"));
-        // The mark is written in another chain, or spares the bit.
-        let other = format!("\n:x - [0:0]\n-A x {SET}");
-        assert_eq!(marked(&other, &[BAD, "-j x", OLD]), format!("-I FORWARD 2 {first}"));
+    fn command_names_the_place_of_the_rule() {
+        const OLD: &str = "FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT";
+        const BAD: &str = "FORWARD -s 10.0.0.9/32 -j DROP";
+        const NEW: &str = "FORWARD -m conntrack --ctstate NEW -j DROP";
+        const SET: &str = "FORWARD -j CONNMARK --set-xmark 0x5/0xffffffff";
+        const DROP: &str = "FORWARD -j DROP";
+        const JUMP: &str = "FORWARD -j X";
+        let no_related = NEW.replace("NEW", "NEW,RELATED");
+        let [old_in_x, set_in_x] = [OLD, SET].map(|rule| rule.replace("FORWARD", "X"));
         let spared = SET.replace("0xffffffff", "0xff");
-        assert_eq!(marked("", &[BAD, &spared, OLD]), format!("-A FORWARD {ALL}"));
-        let related = |rules: &[&str]| command(PacketClass::RelatedData, "", rules);
-        let no_related = "-m conntrack --ctstate NEW,RELATED -j DROP";
-        let accepts = |states| format!("-m conntrack --ctstate {states} -j ACCEPT");
-        let established = accepts("ESTABLISHED");
-        let expected = format!("-I FORWARD {}", accepts("RELATED"));
-        assert_eq!(related(&[no_related, BAD, &established]), expected);
-        let expected = format!("-A FORWARD {}", accepts("ESTABLISHED,RELATED"));
-        assert_eq!(related(&[BAD, &established]), expected);
+        let (marked, related) = (PacketClass::MarkedData, PacketClass::RelatedData);
+        for (class, rules, expected) in [
+            (marked, &[][..], "-I FORWARD ALL"),
+            (marked, &[BAD], "-A FORWARD ALL"),
+            (marked, &[BAD, OLD, BAD], "-I FORWARD 3 ALL"),
+            (marked, &[BAD, DROP], "-I FORWARD 2 ALL"),
+            (marked, &[&old_in_x, BAD, JUMP, DROP], "-A X ALL"),
+            // The jump is not reached, or not by all packets.
+            (marked, &[&old_in_x, DROP, JUMP], "-I FORWARD ALL"),
+            (marked, &[&old_in_x, BAD, "FORWARD -i wan -j X", DROP], "-I FORWARD 3 ALL"),
+            // A rule that drops from another chain.
+            (marked, &["X -j DROP", BAD, JUMP], "-I FORWARD 2 ALL"),
+            (marked, &[NEW, BAD, OLD], "-I FORWARD FIRST"),
+            (marked, &[BAD, SET, OLD], "-I FORWARD 2 FIRST"),
+            (marked, &[BAD, OLD, SET], "-I FORWARD 3 ALL"),
+            // Later packets are dropped, too.
+            (marked, &[BAD, NEW], "-I FORWARD 2 ALL"),
+            (marked, &[BAD, SET], "-I FORWARD 2 ALL"),
+            (marked, &[DROP, OLD], "-I FORWARD ALL"),
+            // The mark is written in another chain, or spares the bit.
+            (marked, &[&set_in_x, BAD, JUMP, OLD], "-I FORWARD 2 FIRST"),
+            (marked, &[BAD, &spared, OLD], "-A FORWARD ALL"),
+            (related, &[&no_related, BAD, OLD], "-I FORWARD -m conntrack --ctstate RELATED"),
+            (related, &[BAD, OLD], "-A FORWARD -m conntrack --ctstate ESTABLISHED,RELATED"),
+        ] {
+            let lines: String = rules.iter().map(|rule| format!("-A {rule}\n")).collect();
+            let filter = format!(":FORWARD DROP\n:X - [0:0]\n{lines}");
+            let firewall = Firewall::from_iptables_tables(&[("filter", &filter)]);
+            let command = firewall.remedies(&firewall.forward(class), class).swap_remove(0);
+            let expected = expected.replace("FIRST", "-m conntrack --ctstate NEW,RELATED ALL");
+            let expected = expected.replace("ALL", "-m connmark --mark 0x40000000/0x40000000");
+            assert_eq!(command, format!("iptables-legacy {expected} -j ACCEPT"), "{rules:?}");
+        }
     }
 }
