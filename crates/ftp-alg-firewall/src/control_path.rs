@@ -488,6 +488,9 @@ mod tests {
             };
             let found = summary(&firewall, Hook::Forward, &["lan0", "wan0"]);
             assert_eq!(found, expected, "{tables:?}");
+            // A rule explains more than the policy of an earlier chain.
+            let chain = firewall.uninspected_verdict(IpVersion::V4, ("wan0", ""), 21).1.unwrap();
+            assert!(!is_accepted || chain.decided_by.rule.is_some(), "{tables:?}");
         }
     }
 }
