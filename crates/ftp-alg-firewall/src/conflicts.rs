@@ -163,26 +163,16 @@ mod tests {
     #[test]
     fn rules_for_other_packets_are_ignored() {
         for (table, rules) in [
-            ("raw", "-A PREROUTING -p udp -m udp --dport 53 -j NOTRACK"),
             ("raw", "-A PREROUTING -p tcp -m tcp --dport 80 -j CT --notrack"),
-            ("raw", "-A PREROUTING -i lo -j CT --notrack"),
             ("raw", "-A PREROUTING -j CT --zone 0"),
             // SYNPROXY.
-            (
-                "raw",
-                "-A PREROUTING -p tcp -m tcp --dport 21 --tcp-flags FIN,SYN,RST,ACK SYN -j CT --notrack",
-            ),
-            // Packets that ftp-alg injects.
-            ("raw", "-A OUTPUT -m mark --mark 0x70000000 -j CT --notrack"),
+            ("raw", "-A PREROUTING -p tcp -m tcp --dport 21 --syn -j CT --notrack"),
             // FTP packets do not reach the second rule.
             (
                 "raw",
-                "-A PREROUTING -p tcp -m multiport --ports 21 -j ACCEPT\n-A PREROUTING -j CT --notrack",
+                "-A PREROUTING -p tcp -m multiport --ports 21 -j ACCEPT\n-A PREROUTING -j NOTRACK",
             ),
-            (
-                "raw",
-                ":X -\n-A PREROUTING -p tcp -m multiport ! --ports 21 -j X\n-A X -j CT --notrack",
-            ),
+            ("raw", ":X -\n-A PREROUTING -p tcp -m multiport ! --ports 21 -j X\n-A X -j NOTRACK"),
             // Bits of others.
             ("mangle", "-A PREROUTING -j CONNMARK --save-mark --nfmask 0xff00 --ctmask 0xff00"),
             ("mangle", "-A PREROUTING -j CONNMARK --restore-mark"),

@@ -139,6 +139,7 @@ mod tests {
         const MARK: &str = "-A FORWARD -m connmark --mark 0x40000000/0x40000000 -j ACCEPT\n";
         const SOME: &str = "-A FORWARD -i wan -j DROP\n";
         const ALL: &str = "-A FORWARD -j DROP\n";
+        const QUEUE: &str = "-A FORWARD -j NFQUEUE\n";
         let related = "-A FORWARD -i wan -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n";
         for (v4, v6, expected) in [
             (String::new(), "", AcceptedData::Marked),
@@ -147,6 +148,9 @@ mod tests {
             (related.to_owned() + ALL, ALL, AcceptedData::Related),
             (MARK.to_owned() + ALL, ALL, AcceptedData::Related),
             (ALL.to_owned(), ALL, AcceptedData::Nothing),
+            // A program decides.
+            (QUEUE.to_owned(), "", AcceptedData::Related),
+            (QUEUE.to_owned(), ALL, AcceptedData::Related),
         ] {
             let mut firewall = Firewall::new(Gateway::default());
             for (ip, rules) in [(IpVersion::V4, &*v4), (IpVersion::V6, v6)] {

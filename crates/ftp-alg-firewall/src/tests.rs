@@ -11,11 +11,6 @@ use super::{
 const UFW: &str = include_str!("samples/ufw.save");
 const DOCKER: &str = include_str!("samples/docker.save");
 
-fn exceptions(verdict: &HookVerdict) -> Vec<&str> {
-    let all = verdict.chains.iter().flat_map(|chain| &chain.exceptions);
-    all.filter_map(|reason| reason.rule.as_deref()).collect()
-}
-
 /// An nftables forward chain with policy drop and one rule, in JSON.
 fn one_rule(statements: &str) -> Firewall {
     Firewall::from_nft_chain("inet filter forward 0 drop", &[statements])
@@ -27,7 +22,8 @@ fn says(firewall: &Firewall, hook: Hook, ip: IpVersion, class: PacketClass) -> S
     let verb = if verdict.passes() { "pass" } else { "drop" };
     let deciding = verdict.chains.iter().find(|chain| chain.passes == verdict.passes());
     let mut says = deciding.map_or(format!("{verb}: no chain"), |chain| format!("{verb}: {chain}"));
-    for rule in exceptions(&verdict) {
+    let exceptions = verdict.chains.iter().flat_map(|chain| &chain.exceptions);
+    for rule in exceptions.filter_map(|one| one.rule.as_ref()) {
         says += &format!("\n        some not: {rule}");
     }
     for command in firewall.remedies(&verdict, class) {
@@ -105,8 +101,6 @@ fn all_ways_to_accept_our_mark_in_nftables_are_understood() {
         (is("<", whole, "1073741824"), false),
         (is("<=", whole, "4294967295"), true),
         (is("==", whole, r#"{"set": [1, {"range": [1073741824, 2147483647]}]}"#), true),
-        (is("==", whole, r#"{"set": [1, {"range": [1073741824, 1342177279]}]}"#), true),
-        (is("==", whole, r#"{"prefix": {"addr": 1073741824, "len": 2}}"#), true),
         (is("==", whole, r#"{"prefix": {"addr": 1073741824, "len": 4}}"#), true),
         (is("==", whole, r#""@absent""#), false),
         (is("in", state, r#"["established", "new"]"#), true),
