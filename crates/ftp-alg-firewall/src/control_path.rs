@@ -351,70 +351,41 @@ mod tests {
         firewall.control_verdicts(&Links::between(interfaces), &[hook])[0].summary()
     }
 
+    const ESTABLISHED: &str = "-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n";
+
     #[test]
     fn control_connections_pass_where_rules_accept_them_and_their_replies() {
-        let established = "FORWARD -m conntrack --ctstate ESTABLISHED";
-        let (request, reply) =
-            ("INPUT -i wan0 -p tcp --dport 21", "OUTPUT -o wan0 -p tcp --sport 21");
-        let (forward, names) = (Hook::Forward, &["lan0", "lan1", "wan0"][..]);
-        for (hook, interfaces, rules, expected) in [
-            (
-                forward,
-                names,
-                &[established, "FORWARD -i lan+ -o wan0"][..],
-                "accepted lan0 -> wan0, lan1 -> wan0; all others: dropped",
-            ),
-            (
-                forward,
-                names,
-                &[established, "FORWARD ! -i wan0"],
-                "dropped wan0 -> lan0, wan0 -> lan1; all others: accepted",
-            ),
-            (
-                forward,
-                names,
-                &[established, "FORWARD -i lan0 -p udp"],
-                "dropped between all interfaces",
-            ),
-            (forward, names, &["FORWARD -i + -o +"], "accepted between all interfaces"),
-            (
-                forward,
-                names,
-                &[established, "FORWARD -o wan0 -s 10.0.0.0/8"],
-                "partly accepted lan0 -> wan0, lan1 -> wan0; all others: dropped",
-            ),
-            // One of the control ports is enough.
-            (
-                forward,
-                names,
-                &["FORWARD -p tcp -m multiport --ports 2121"],
-                "accepted between all interfaces",
-            ),
-            // A hub forwards to the interface of arrival.
-            (
-                forward,
-                &["lan0", "wan0"],
-                &["FORWARD -i lan0 -o lan0"],
-                "accepted lan0 -> lan0; all others: dropped",
-            ),
-            (forward, &["lan0"], &["FORWARD -i lan0 -o lan0"], "accepted between all interfaces"),
-            (Hook::Input, &["wan0"], &[request], "dropped on all interfaces"),
-            (
-                Hook::Input,
-                &["wan0", "lan0"],
-                &[request, reply],
-                "accepted wan0; all others: dropped",
-            ),
-            (Hook::Output, &["wan0"], &[request, reply], "dropped on all interfaces"),
-        ] {
-            let accept = |rule: &&str| format!("-A {rule} -j ACCEPT\n");
-            let mut firewall = iptables(&rules.iter().map(accept).collect::<String>());
+        let forward = |options: &str, interfaces: &[&str]| {
+            let mut firewall = iptables(&format!("{ESTABLISHED}-A FORWARD {options} -j ACCEPT"));
             firewall.gateway.control_ports = vec![21, 2121];
-            assert_eq!(summary(&firewall, hook, interfaces), expected, "{rules:?}");
+            summary(&firewall, Hook::Forward, interfaces)
+        };
+        let some = "partly accepted lan0 -> wan0, lan1 -> wan0; all others: dropped";
+        for (options, expected) in [
+            ("-i lan+ -o wan0", "accepted lan0 -> wan0, lan1 -> wan0; all others: dropped"),
+            ("! -i wan0", "dropped wan0 -> lan0, wan0 -> lan1; all others: accepted"),
+            ("-i lan0 -p udp", "dropped between all interfaces"),
+            ("-i + -o +", "accepted between all interfaces"),
+            ("-o wan0 -s 10.0.0.0/8", some),
+            // One of the control ports is enough.
+            ("-p tcp -m multiport --ports 2121", "accepted between all interfaces"),
+            // A hub forwards to the interface of arrival.
+            ("-i lan0 -o lan0", "accepted lan0 -> lan0; all others: dropped"),
+        ] {
+            assert_eq!(forward(options, &["lan0", "lan1", "wan0"]), expected, "{options}");
+        }
+        assert_eq!(forward("-i lan0 -o lan0", &["lan0"]), "accepted between all interfaces");
+
+        let request = "-A INPUT -i wan0 -p tcp --dport 21 -j ACCEPT";
+        let replies = format!("{request}\n-A OUTPUT -o wan0 -p tcp --sport 21 -j ACCEPT");
+        for (rules, hook, expected) in [
+            (request, Hook::Input, "dropped on all interfaces"),
+            (&replies, Hook::Input, "accepted wan0; all others: dropped"),
+            (&replies, Hook::Output, "dropped on all interfaces"),
+        ] {
+            assert_eq!(summary(&iptables(rules), hook, &["wan0", "lan0"]), expected, "{rules}");
         }
     }
-
-    const ESTABLISHED: &str = "-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n";
 
     #[test]
     fn rules_that_name_an_interface_which_is_gone_are_noticed() {
