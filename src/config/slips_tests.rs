@@ -1,62 +1,43 @@
 //! Common slips in a configuration: each gets a line that says what to write.
 
-use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+use std::{fs, path::Path};
 
 use super::{
     tests::{refusal, rows},
     *,
 };
 
-/// Each configuration of a row is refused by these words.
-fn assert_refused_by(table: &str) {
-    for (text, expected) in rows(table) {
-        assert_eq!(refusal(&text), expected, "{text}");
-    }
-}
-
+/// Text without quotes, unknown keys, wrong brackets, and two faults of one list.
 #[test]
-fn unquoted_text_is_suggested_with_quotes() {
-    assert_refused_by(
+fn each_slip_gets_a_line_that_says_what_to_write() {
+    for (text, expected) in rows(
         r#"
         nat.external-address = 10.0.0.5 / nat.port-range = "2000-3000" => f:1:24: nat.external-address: 10.0.0.5 is text without quotes: write "10.0.0.5"
         nat.external-address = 2001:db8::1 => f:1:24: nat.external-address: 2001:db8::1 is text without quotes: write "2001:db8::1"
         nat.external-address = dns:ftp.example => f:1:24: nat.external-address: dns:ftp.example is text without quotes: write "dns:ftp.example"
-        nat.external-address = auto => f:1:24: nat.external-address: auto is text without quotes: write "auto"
         [[network]] / clients = ["::/0", 10.0.0.0/8] => f:2:20: clients: 10.0.0.0/8 is text without quotes: write "10.0.0.0/8"
         [pinhole] / timeout = 30s # long => f:2:11: timeout: 30s is text without quotes: write "30s"
-        [nat] / port-range = 49152-65535 => f:2:14: port-range: 49152-65535 is text without quotes: write "49152-65535"
         [policy] / require-login = yes => f:2:17: require-login: yes is text without quotes: write true
         [policy] / require-login = True => f:2:17: require-login: True is text without quotes: write true
-        "#,
-    );
-}
-
-#[test]
-fn each_unquoted_value_gets_a_line() {
-    let refusal = refusal("[pinhole]\ntimeout = 30s\n[nat]\nexternal-address = 10.0.0.5\n");
-    let lines: Vec<&str> = refusal.lines().collect();
-    assert_eq!(lines.len(), 2, "{refusal}");
-    assert!(lines[1].starts_with("f:4:20: external-address: 10.0.0.5 is text"), "{refusal}");
-}
-
-#[test]
-fn an_unknown_key_gets_the_nearest_known_one_or_its_table() {
-    assert_refused_by(
-        r#"
+        [pinhole] / timeout = 30s / [nat] / external-address = 10.0.0.5 => f:2:11: timeout: 30s is text without quotes: write "30s" / f:4:20: external-address: 10.0.0.5 is text without quotes: write "10.0.0.5"
         [queue] / worker = 2 => f:2:1: queue.worker: unknown key; did you mean `workers`?
-        control_ports = [21] => f:1:1: control_ports: unknown key; did you mean `control-ports`?
         [polcy] / auth-tls = "pass" => f:1:2: polcy: unknown key; did you mean `policy`?
         [[server]] / address = "10.0.0.5" / [[server]] / address = "10.0.0.6" / adress = 1 => f:5:1: server.adress: unknown key; did you mean `address`?
         [pinhole] / frobnicate = 2 => f:2:1: pinhole.frobnicate: unknown key; allowed: backend, timeout, mark, mark-mask
         workers = 2 => f:1:1: workers: unknown key; it belongs in [queue]
         [[network]] / clients = "::/0" / max-sessions = 5 => f:3:1: network.max-sessions: unknown key; it belongs in [policy]
-        [policy] / timeout = "5s" => f:2:1: policy.timeout: unknown key; it belongs in [pinhole]
         [queue] / control-ports = [21] => f:2:1: queue.control-ports: unknown key; it belongs at the top of the file, before the first [table]
         [policy] / external_address = "auto" => f:2:1: policy.external_address: unknown key; it belongs in [nat] or [[server]]
-        [queue] / auth-tls = "pass" => f:2:1: queue.auth-tls: unknown key; it belongs in [policy] or [[network]]
         [policy] / any-interface = true => f:2:1: policy.any-interface: unknown key; it belongs in [[network]]
+        control-ports = [21, 21, 2121, 70000] => f:1:17: control-ports: [21, 21, 2121, 70000] is not a list of ports from 1 to 65535, such as [21, 2121]: entry 4 is 70000 / f:1:17: control-ports: [21, 21, 2121, 70000] contains port 21 twice, as entries 1 and 2: remove one
+        [server] / address = "10.0.0.5" => f:1:2: server: this table may occur several times: write [[server]], with two brackets
+        [[policy]] => f:1:3: policy: this table may occur only once: write [policy], with one bracket
+        nat = "auto" => f:1:1: nat: this is a table, not a value: write [nat], and its keys below
+        server = [] / network = [1] => f:2:1: network: this is a table, not a value: write [[network]], and its keys below
         "#,
-    );
+    ) {
+        assert_eq!(refusal(&text), expected, "{text}");
+    }
 }
 
 #[test]
@@ -64,30 +45,8 @@ fn unknown_keys_and_invalid_values_are_reported_together() {
     let text =
         "frob = 1\n[queue]\nworker = 0\nnumber = -1\n[server]\naddress = 1\n[polcy]\n[nat]\nx = 1";
     let refusal = refusal(text);
-    let places: Vec<&str> = refusal.lines().map(|line| &line[..line.len().min(12)]).collect();
-    let expected = [
-        "f:1:1: frob:",
-        "f:3:1: queue",
-        "f:4:10: queu",
-        "f:5:2: serve",
-        "f:7:2: polcy",
-        "f:9:1: nat.x:",
-    ];
-    assert_eq!(places, expected.map(|place| &place[..12]), "{refusal}");
-}
-
-#[test]
-fn wrong_brackets_are_reported() {
-    assert_refused_by(
-        r#"
-        [server] / address = "10.0.0.5" => f:1:2: server: this table may occur several times: write [[server]], with two brackets
-        [network] / clients = "10.0.0.5" => f:1:2: network: this table may occur several times: write [[network]], with two brackets
-        [[policy]] => f:1:3: policy: this table may occur only once: write [policy], with one bracket
-        nat = "auto" => f:1:1: nat: this is a table, not a value: write [nat], and its keys below
-        server = [] / network = [1] => f:2:1: network: this is a table, not a value: write [[network]], and its keys below
-        server = "10.0.0.5" => f:1:1: server: this is a table, not a value: write [[server]], and its keys below
-        "#,
-    );
+    let places: Vec<&str> = refusal.lines().map(|line| line.split(": ").next().unwrap()).collect();
+    assert_eq!(places, ["f:1:1", "f:3:1", "f:4:10", "f:5:2", "f:7:2", "f:9:1"], "{refusal}");
 }
 
 #[test]
@@ -96,23 +55,18 @@ fn common_slips_get_a_suggestion() {
         nat.external-address = "ftp.example.net" => "dns:ftp.example.net"
         [[network]] / clients = "10.0.0.5/24" => "10.0.0.0/24"
         [[network]] / clients = ["10.0.0.5/24", "::/0"] => ["10.0.0.0/24", "::/0"]
-        [[network]] / servers = "2001:db8::1/32" => "2001:db8::/32"
         pinhole.timeout = 30 => "30s"
         pinhole.timeout = "30 sec" => "30s"
-        pinhole.timeout = "2min" => "2m"
         policy.memory = "64MB" => "64MiB"
         policy.memory = "1g" => "1GiB"
         queue.workers = "2" => 2
         pinhole.mark = "0x10000000" => 0x10000000
         control-ports = ["21"] => [21]
-        control-ports = 21 => [21]
         control-ports = "21" => [21]
         policy.deny-ports = "5900-5999" => ["5900-5999"]
         policy.require-login = "yes" => true
-        policy.require-login = "false" => false
         policy.auth-tls = "Refuse" => "refuse"
         nat.port-range = "49152:65535" => "49152-65535"
-        nat.port-range = "49152 - 65535" => "49152-65535"
     "#;
     for (text, meant) in rows(table) {
         let refusal = refusal(&text);
@@ -159,14 +113,5 @@ fn an_unreadable_file_gets_a_remedy() {
         (Path::new("/dev/zero"), "more than 1048576 bytes"),
     ] {
         assert!(refusal(path).contains(end), "{}", refusal(path));
-    }
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).unwrap();
-    // Root may read it anyway.
-    if !rustix::process::geteuid().is_root() {
-        assert!(
-            refusal(&path).ends_with("; let the user that ftp-alg runs as read the file"),
-            "{}",
-            refusal(&path)
-        );
     }
 }
