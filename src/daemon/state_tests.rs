@@ -155,52 +155,40 @@ fn a_checkpoint_that_fails_loses_no_change_of_a_batch() {
     assert_eq!(restored_sessions(&state), 2);
 }
 
-#[test]
-fn a_journal_at_its_limit_is_replaced_by_a_checkpoint() {
-    let (_directory, state, mut gateway, mut journal) = set_up();
-    journal.checkpoint_at = 2000;
-    for port in 1000..1050 {
-        begin(&mut gateway, port);
-        journal.append(&mut gateway).unwrap();
-    }
-    let length = fs::metadata(journal.path()).unwrap().len();
-    assert_eq!(length, journal.length);
-    assert!(journal.checkpoint_at > SLACK, "there was no checkpoint");
-    assert_eq!(restored_sessions(&state), 50);
-}
-
 /// docs/limits.md says: twice its contents, and 4 MiB.
 #[test]
 fn no_connection_makes_a_journal_longer_than_its_limit() {
-    let (directory, _state, mut gateway, mut journal) = set_up();
+    let (directory, state, mut gateway, mut journal) = set_up();
     begin(&mut gateway, 1035);
-    let (mut longest, mut seq) = (0, 5001);
-    let line = [&b"RETR "[..], &[b'x'; 200], b"\r\n"].concat();
-    let mut say = |gateway: &mut Gateway, client: bool, seq: u32, ack: u32, text: &[u8]| {
-        let (a, b) = ([192, 168, 150, 80], [203, 0, 113, 9]);
-        let builder = match client {
-            true => PacketBuilder::ipv4(a, b, 64).tcp(1035, 21, seq, 1000),
-            false => PacketBuilder::ipv4(b, a, 64).tcp(21, 1035, seq, 1000),
-        };
+    let (client, server) = ([192, 168, 150, 80], [203, 0, 113, 9]);
+    let from_client =
+        |seq| PacketBuilder::ipv4(client, server, 64).tcp(1035, 21, seq, 1000).ack(7012);
+    let from_server =
+        |seq, ack| PacketBuilder::ipv4(server, client, 64).tcp(21, 1035, seq, 1000).ack(ack);
+    let mut longest = 0;
+    let mut say = |segment: Segment, text: &[u8]| {
         let mut packet = Vec::new();
-        builder.ack(ack).write(&mut packet, text).unwrap();
+        segment.write(&mut packet, text).unwrap();
         gateway.packet(Instant::now(), &packet);
         gateway.take_events();
-        journal.append(gateway).unwrap();
-        let sum = |entry: io::Result<fs::DirEntry>| entry.unwrap().metadata().unwrap().len();
-        let length: u64 = fs::read_dir(directory.path()).unwrap().map(sum).sum();
-        longest = length.max(longest);
+        journal.append(&mut gateway).unwrap();
+        let length = |entry: io::Result<fs::DirEntry>| entry.unwrap().metadata().unwrap().len();
+        longest = longest.max(fs::read_dir(directory.path()).unwrap().map(length).sum());
     };
-    say(&mut gateway, false, 7001, 5001, b"220 ready\r\n");
+    say(from_server(7001, 5001), b"220 ready\r\n");
+    let line = [&b"RETR "[..], &[b'x'; 200], b"\r\n"].concat();
+    let mut seq = 5001;
     for _ in 0..20_000 {
-        say(&mut gateway, true, seq, 7012, &line);
+        say(from_client(seq), &line);
         seq += line.len() as u32;
         if seq % 7 == 0 {
-            say(&mut gateway, false, 7012, seq, b"");
+            say(from_server(7012, seq), b"");
         }
     }
     assert!(longest <= SLACK + 64 * 1024, "{longest}");
     assert!(longest > SLACK / 2, "it was written to: {longest}");
+    assert_eq!(fs::metadata(journal.path()).unwrap().len(), journal.length);
+    assert_eq!(restored_sessions(&state), 1);
 }
 
 #[test]
@@ -244,14 +232,8 @@ fn a_daemon_with_more_or_fewer_workers_restores_all_sessions() {
         }
         let journal = &mut journals[0];
         restored.sessions.write_records(|batch| journal.write(batch.records())).unwrap();
-        let name =
-            |file: io::Result<fs::DirEntry>| file.unwrap().file_name().into_string().unwrap();
-        let mut files: Vec<_> = fs::read_dir(directory.path()).unwrap().map(name).collect();
-        files.sort();
-        let mut names: Vec<_> = queues.iter().map(|n| format!("queue-{n}.sessions")).collect();
-        names.push(RESTORED.to_owned());
-        names.sort();
-        assert_eq!(files, names);
+        // No journal of an earlier queue is there.
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1 + queues.len());
     }
 }
 
@@ -324,11 +306,6 @@ fn a_journal_with_zeros_or_too_long_is_renamed() {
         journal.checkpoint(&mut gateway.engine).unwrap();
         let file = OpenOptions::new().write(true).open(journal.path()).unwrap();
         file.set_len(file.metadata().unwrap().len() + more).unwrap();
-        let why = state.read_journal(journal.path()).map(drop).unwrap_err();
-        assert!(
-            why.starts_with("it is damaged at") || why.starts_with("it cannot be read"),
-            "{why}"
-        );
         assert_eq!(restored_sessions(&state), 0);
         assert!(directory.path().join("restored.refused").exists());
     }
