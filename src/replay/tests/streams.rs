@@ -1,11 +1,11 @@
-//! Tests of streams of packets: several captures, what is noted while they are played, and memory.
+//! Tests of streams of packets: what is noted while they are played, and memory.
 
 use super::*;
 
 #[test]
 fn logins_and_encryption_are_noted() {
     let talk = Talk::of(&[(CLIENT, "AUTH TLS\r\n"), (SERVER, "234 go\r\n")]);
-    let first = play_all(&[&talk.capture(&[])], external_nat(), None::<Vec<u8>>).unwrap();
+    let (first, _) = played(&talk.capture(&[])).unwrap();
     let text =
         |(position, event): &(FramePosition, Event)| (position.frame, event.session, event.text());
     let rows: Vec<_> = first.session_rows.iter().map(text).collect();
@@ -16,9 +16,9 @@ fn logins_and_encryption_are_noted() {
     let handshake = "\x16\x03\x01\x00\x01\x01";
     let records = [(CLIENT, handshake), (SERVER, handshake)];
     let talk = Talk::without_login(&[&lines[..], &records].concat());
-    let second = play_all(&[&talk.capture(&[])], external_nat(), None::<Vec<u8>>).unwrap();
+    let (second, _) = played(&talk.capture(&[])).unwrap();
     let rows: Vec<_> = second.session_rows.iter().map(text).collect();
-    assert_eq!((rows.len(), rows[0].0, second.encrypted), (1, 7, 1), "{rows:?}");
+    assert_eq!((rows.len(), rows[0].0, second.summary.encrypted), (1, 7, 1), "{rows:?}");
     assert!(rows[0].2.starts_with(&format!("{ends}: encrypted: ")), "{rows:?}");
 }
 

@@ -56,7 +56,7 @@ fn a_transfer_has_its_user_and_its_bytes() {
     let expected = "transfer #1 joe@192.168.150.80 RETR /pub/f 7 B in 0.0 s: 226";
     assert_eq!((line.as_str(), transfer.result), (expected, TransferResult::Complete));
     assert_eq!(transfer.is_active(), Some(true));
-    assert_eq!((report.bytes, report.summary.transfers["complete"]), ([0, 7], 1));
+    assert_eq!((report.summary.bytes, report.summary.transfers["complete"]), ([0, 7], 1));
 }
 
 #[test]
