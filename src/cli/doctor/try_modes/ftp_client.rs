@@ -556,6 +556,8 @@ mod tests {
             let error = client.reply().unwrap_err();
             assert_eq!(error.to_string(), "reply is longer than 64 KiB", "{text:?}");
         }
+        let error = port(|_, stream| forever(stream, "150 soon\r\n")).unwrap_err();
+        assert!(matches!(error.kind, NoDataConnection(_)), "{error}");
     }
 
     #[test]
@@ -593,27 +595,19 @@ mod tests {
         client.transfer_listing(AnnouncementKind::Epsv)
     }
 
-    /// The result of a passive listing from a server that sends `body` and the reply `last`. It sends a `body` that is not
-    /// `short` again and again.
-    fn listing(body: &'static str, last: &'static str) -> Result<String, FtpClientError> {
-        passive(false, move |mut data, stream| {
-            match body {
-                "" => {}
-                "short" => data.write_all(b"short").unwrap(),
-                endless => forever(&data, endless),
-            }
-            drop(data);
-            write!(stream, "{last}\r\n").unwrap();
-        })
-    }
-
     #[test]
     fn listings_are_counted_and_endless_ones_are_cut_off() {
-        let done = listing("short", "226 done").unwrap();
+        let listing = |send: fn(TcpStream), last: &'static str| {
+            passive(false, move |data, stream| {
+                send(data);
+                write!(stream, "{last}\r\n").unwrap();
+            })
+        };
+        let done = listing(|mut data| data.write_all(b"short").unwrap(), "226 done").unwrap();
         assert!(done.starts_with("listing of 5 bytes from 127.0.0.1:"), "{done}");
-        assert!(listing("", "226 done").is_ok());
-        assert_eq!(listing("", "426 lost").unwrap_err().to_string(), "426 lost");
-        assert!(listing("endless ", "426 lost").is_ok());
+        assert!(listing(drop, "226 done").is_ok());
+        assert_eq!(listing(drop, "426 lost").unwrap_err().to_string(), "426 lost");
+        assert!(listing(|data| forever(data, "endless "), "426 lost").is_ok());
     }
 
     /// The result of a listing with `PORT`. `act` plays the server after `LIST`, and gets the announced port.
@@ -637,14 +631,16 @@ mod tests {
     fn a_server_without_a_listing_leaves_active_mode_undecided() {
         let answer =
             |text: &'static str| port(move |_, stream| write!(stream, "{text}\r\n").unwrap());
-        for none in ["450 No files found", "550 No files found", "226 0 matches"] {
-            let error = answer(none).unwrap_err();
-            assert!(error.kind == Undecided, "{error}");
+        for (reply, kind) in [
+            ("450 No files found", Undecided),
+            ("550 No files found", Undecided),
+            ("226 0 matches", Undecided),
+            ("530 Not you", Refused),
+        ] {
+            assert_eq!(answer(reply).unwrap_err().kind, kind, "{reply}");
         }
         let error = answer("425 Cannot connect").unwrap_err();
         assert!(matches!(error.kind, NoDataConnection(_)), "{error}");
-        let error = answer("530 Not you").unwrap_err();
-        assert!(error.kind == Refused, "{error}");
         let connected = port(|port, stream| {
             let _data = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
             write!(stream, "450 No files found\r\n").unwrap();
@@ -675,12 +671,6 @@ mod tests {
         assert_eq!(says, "data connection from 127.0.0.2, not from the address of the server");
     }
 
-    #[test]
-    fn endless_preliminary_replies_do_not_block_the_client() {
-        let error = port(|_, stream| forever(stream, "150 soon\r\n")).unwrap_err();
-        assert!(matches!(error.kind, NoDataConnection(_)), "{error}");
-    }
-
     /// The error of a login step that the server answers by `reply`.
     fn login_step(step: LoginStep, reply: &str) -> FtpClientError {
         let target = TryTarget::new("ftpes://h", None, false).unwrap();
@@ -689,49 +679,43 @@ mod tests {
 
     #[test]
     fn a_server_without_tls_or_with_tls_alone_is_recognised() {
-        for reply in ["500 What?", "502 No", "504 No", "530 Log in", "534 No"] {
-            let error = login_step(FtpClient::auth, reply);
-            assert!(matches!(error.kind, Tls(advice) if advice.contains("ssl_enable")), "{error}");
+        let steps: [(LoginStep, _, _); 8] = [
+            (FtpClient::auth, "500 What?", "ssl_enable"),
+            (FtpClient::auth, "504 No", "ssl_enable"),
+            (FtpClient::auth, "530 Log in", "ssl_enable"),
+            (FtpClient::auth, "534 No", "ssl_enable"),
+            (FtpClient::protect, "536 No", ""),
+            (FtpClient::login, "530 Anonymous sessions must use encryption.", "ftpes://"),
+            (FtpClient::login, "550 SSL/TLS required", "ftpes://"),
+            (FtpClient::login, "421 Sorry, cleartext sessions are not accepted", "ftpes://"),
+        ];
+        for (step, reply, part) in steps {
+            let error = login_step(step, reply);
+            assert!(matches!(error.kind, Tls(advice) if advice.contains(part)), "{error}");
         }
         let error = login_step(FtpClient::auth, "534 Gateway policy refuses AUTH.");
         assert_eq!(error.kind, RefusedByGateway(RefusalReason::AuthTls), "{error}");
-        let error = login_step(FtpClient::protect, "536 No");
-        assert!(matches!(error.kind, Tls(_)), "{error}");
-        for reply in [
-            "530 Anonymous sessions must use encryption.",
-            "550 SSL/TLS required",
-            "421 Sorry, cleartext sessions are not accepted",
-        ] {
-            let error = login_step(FtpClient::login, reply);
-            assert!(matches!(error.kind, Tls(advice) if advice.contains("ftpes://")), "{error}");
-        }
         assert_eq!(login_step(FtpClient::login, "530 Not you").kind, LoginRefused);
     }
 
     #[test]
-    fn a_refused_listing_names_the_session_that_was_not_resumed() {
-        for (last, works) in [("226 done", true), ("522 session reuse required", false)] {
-            let listed = passive(true, move |data, stream| {
+    fn a_refused_listing_inside_tls_names_what_failed() {
+        let listing = |works: bool, last: &'static str| {
+            passive(true, move |data, stream| {
                 greet(data, server(&TLS13), works);
                 write!(stream, "{last}\r\n").unwrap();
-            });
-            match listed {
-                Ok(says) => assert!(works && says.ends_with(", TLS not resumed"), "{says}"),
-                Err(error) => {
-                    assert_eq!((works, error.kind), (false, Tls(NOT_RESUMED)), "{error}");
-                    assert_eq!(error.to_string(), last);
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn a_failed_handshake_is_reported_with_the_reply() {
-        let listed = passive(true, |data, stream| {
+            })
+        };
+        let says = listing(true, "226 done").unwrap();
+        assert!(says.ends_with(", TLS not resumed"), "{says}");
+        let error = listing(false, "522 session reuse required").unwrap_err();
+        assert_eq!(error.to_string(), "522 session reuse required");
+        assert_eq!(error.kind, Tls(NOT_RESUMED));
+        let no_handshake = passive(true, |data, stream| {
             drop(data);
             write!(stream, "425 Cannot\r\n").unwrap();
         });
-        let says = listed.unwrap_err().to_string();
+        let says = no_handshake.unwrap_err().to_string();
         assert!(says.starts_with("425 Cannot; TLS from 127.0.0.1:"), "{says}");
     }
 
