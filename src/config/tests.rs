@@ -271,7 +271,9 @@ fn invalid_values_are_refused_with_the_allowed_ones() {
     assert_refusals(
         r#"
         control-ports = [] => control-ports: [] is empty
+        control-ports = [0] => control-ports: [0] is not a list of ports from 1 to 65535
         control-ports = [0, 21, "x"] => such as [21, 2121]: entry 1 is 0, entry 3 is "x"
+        policy.deny-ports = [1, 65536] => such as [1433, "5900-5999"]: entry 2 is 65536
         queue.number = 65536 => queue.number: 65536 is not a whole number from 0 to 65535
         queue.workers = 0 => queue.workers: 0 is not a whole number from 1 to 64, or "auto"
         queue.workers = 65 => queue.workers: 65 is not a whole number from 1 to 64, or "auto"
@@ -279,6 +281,7 @@ fn invalid_values_are_refused_with_the_allowed_ones() {
         queue.fast-path = "on" => queue.fast-path: "on" is not one of "auto", "off"
         queue = { number = 65535, workers = 2 } => 65535 leaves fewer than 2 queue numbers
         pinhole.backend = "ebpf" => is not one of "auto", "nftables", "conntrack"
+        pinhole.timeout = "61m" => pinhole.timeout: "61m" is not a duration
         pinhole.mark = 0x30000000 => exactly one bit set
         pinhole.mark = 0 => exactly one bit set
         pinhole.mark = 0x80000000 => 0x80000000 is not a bit of mark-mask 0x70000000
@@ -286,31 +289,46 @@ fn invalid_values_are_refused_with_the_allowed_ones() {
         pinhole.mark-mask = 0x100000000 => is not a 32-bit number
         pinhole.mark-mask = 0x30 => exactly three bits set
         pinhole.mark-mask = 0x7 => 0x7 does not contain the default mark 0x40000000
+        nat.external-address = "127.0.0.1" => is not "auto", the address of a host
+        nat.port-range = "1000-2000" => "1000-2000" is not a range of ports from 1024
         policy.foreign-address = "deny" => is not one of "refuse", "pass", "allow"
         policy.min-data-port = 0 => is not a whole number from 1 to 65535
+        policy.deny-ports = 22 => :1:21: policy.deny-ports: 22 is not a list of ports and ranges
         [policy] / deny-ports = ["40000-65535"] => :2:14: policy.deny-ports: ["40000-65535"] denies every port of nat.port-range
         policy.auth-tls = true => policy.auth-tls: true is not one of "pass", "refuse"
         policy.max-sessions = 0 => policy.max-sessions: 0 is not a whole number from 1
         policy.max-sessions-per-client = 0 => policy.max-sessions-per-client: 0 is not a whole number from 1
+        policy.memory = '64MB' => policy.memory: '64MB' is not a size from 1MiB to 1TiB, such as
         policy.max-pinholes-per-client = 0 => 0 is not a whole number from 1
+        metrics.listen = "127.0.0.1" => and a port, such as "127.0.0.1:9821" or "[::1]:9821"
+        metrics.listen = 65536 => or a port of 127.0.0.1, such as 9821
         log.transfers = "transfers.json" => "transfers.json" is not true, false, or an absolute path of a file
+        log.transfers = 1 => log.transfers: 1 is not true, false, or an absolute path of a file
         log.transfers-format = "csv" => "csv" is not one of "json", "xferlog"
         log.transfers-format = "xferlog" => "xferlog" needs log.transfers to be the path
+        metrics.page = "off" => metrics.page: "off" is not true or false
         metrics.password-file = "ftp-alg.password" => metrics.password-file: "ftp-alg.password" is not an absolute path of a file
         [[server]] / address = "ftp" => server.address: "ftp" is not the address of a host
         [[server]] / external-address = "auto" => :1:1: server.address: is missing
         [[server]] / address = "10.0.0.5" / external-address = "2001:db8::1" => :3:20: server.external-address: "2001:db8::1" is not of the same address family
         [[server]] / address = "10.0.0.5" / [[server]] / address = "10.0.0.5" => :4:11: server.address: "10.0.0.5" already has a [[server]]
         [[server]] / address = "10.0.0.5" / passive-ports = "20-30" => server.passive-ports: "20-30" is not a port, a range of ports or a list of them, from 1024
+        [[server]] / address = "10.0.0.5" / passive-ports = [] => server.passive-ports: [] is not a port
         [[server]] / address = "10.0.0.5" / passive-ports = ["5000-5009", 5009] => ["5000-5009", 5009] is not a port
+        [[server]] / address = "10.0.0.5" / replace-foreign-address = "yes" => :3:27: server.replace-foreign-address: "yes" is not true or false
         [[network]] / inspect = false => :1:1: network: clients and servers are missing
+        [[network]] / clients = "10.0.0.5/24" => :2:11: network.clients: "10.0.0.5/24" is not a network without host bits
         [[network]] / servers = "::/0" / min-data-port = 0 => :3:17: network.min-data-port: 0 is not a whole number from 1 to 65535
+        [[network]] / servers = "::/0" / deny-ports = [3306, 65536] => :3:14: network.deny-ports: [3306, 65536] is not a list of ports
         [[network]] / servers = "::/0" / inspect = false / auth-tls = "pass" => :4:12: network.auth-tls: "pass" has no effect with inspect = false
         control-ports = [2121] / [[server]] / address = "10.0.0.5" / passive-ports = "2000-3000" => contains the control port 2121
         policy.deny-ports = ["5000-6000"] / [[server]] / address = "10.0.0.5" / passive-ports = "5000-5009" => "5000-5009" has no port that deny-ports leaves
+        [[network]] / servers = "::/0" / passive-ports = "60000-65536" => network.passive-ports: "60000-65536" is not a port
         [[network]] / servers = "::/0" / inspect = false / passive-ports = 5000 => :4:17: network.passive-ports: 5000 has no effect with inspect = false
         implicit-tls-ports = [990, 21] => implicit-tls-ports: [990, 21] contains port 21, as control-ports does
+        [queue / number = 1 => :1:7:
         [queue] / number = 1 / number = 2 => :3:1:
+        queue.number = 99999999999999999999 => :1:
         "#,
     );
 }
@@ -430,11 +448,15 @@ fn a_network_behind_those_that_have_all_of_its_connections_is_refused() {
     for (tables, expected) in [
         ("10.0.0.0/8 > * | 10.1.0.0/16 > *", &[(2, 1)][..]),
         ("10.1.0.0/16 > * | 10.0.0.0/8 > *", &[]),
+        ("10.0.0.0/8 > * | 10.1.0.0/16 11.0.0.1 > *", &[]),
         ("11.0.0.0/8 10.0.0.0/8 > * | 10.0.0.1 11.0.0.1 > *", &[(2, 1)]),
+        ("10.0.0.0/8 > * | * > 10.0.0.1", &[]),
+        ("* > 192.0.2.0/24 | 10.0.0.1 > 192.0.2.7", &[(2, 1)]),
         ("10.0.0.0/8 > 192.0.2.0/24 | 10.0.0.1 > *", &[]),
         ("0.0.0.0/0 > * | * > 192.0.2.7", &[(2, 1)]),
         ("0.0.0.0/0 > * | * > 192.0.2.7 2001:db8::7", &[]),
         ("0.0.0.0/0 ::/0 > * | * > 192.0.2.7 2001:db8::7", &[(2, 1)]),
+        ("::/0 > * | 10.0.0.1 > *", &[]),
         // It has no connections at all.
         ("::/0 > * | 10.0.0.1 > 2001:db8::7", &[]),
         ("* > ::/0 | * > 0.0.0.0/0 | 10.0.0.1 > * | 2001:db8::1 > *", &[(3, 2), (4, 1)]),
