@@ -18,4 +18,4 @@ pub use announcement::{Announcement, AnnouncementKind, MalformedAnnouncement, Pa
 pub use command::{Command, Verb};
 pub use names::{NameInText, escape_name, resolve_path};
 pub use reply::{Reply, ReplyTracker};
-pub use text::{Text, has_control_bytes, has_lf};
+pub use text::{Text, has_control_bytes};

@@ -43,7 +43,7 @@ use super::{
 use crate::{
     ftp::{
         Announcement, AnnouncementKind, Command, LineEnd, MalformedAnnouncement, Text, Verb,
-        VerbScanner, VerbSearch, begins_subnegotiation, has_control_bytes, has_lf, line_end,
+        VerbScanner, VerbSearch, begins_subnegotiation, has_control_bytes, line_end,
         may_end_or_skip, reply_line_end, without_nuls,
     },
     packet::{Packet, Seq, flags},
@@ -1069,7 +1069,7 @@ impl Session {
                     || self.dialogue.has_pending_commands()
                     || self.dialogue.may_log_in()
                     || self.is_encrypted()
-                    || has_lf(line)
+                    || line.contains(&b'\n')
                     || shows_missed()
             }
         };
