@@ -275,12 +275,13 @@ fn an_announcement_is_refused_while_the_kernel_fails_or_does_not_know_the_connec
             ("> ACTIVE 2200 < 200 ok", false, "close: Cannot allocate memory (os error 12)"),
         ] {
             let mut sim = Sim::after(scenario.clone(), &format!("{LOGIN}{before}"));
-            let opened = sim.kernel.opened.len();
+            let (opened, errors) = (sim.kernel.opened.len(), sim.engine().counters().errors);
             (sim.kernel.failing, sim.kernel.forgot) = (!is_unknown, is_unknown);
             sim.play("> ACTIVE 2200 => X");
             sim.hear("< 500 no");
             (sim.kernel.failing, sim.kernel.forgot) = (false, false);
             assert_eq!(sim.kernel.opened.len(), opened);
+            assert!(sim.engine().counters().errors > errors, "{reason}");
             let last = sim.decisions().pop().unwrap();
             assert!(last.contains(reason), "{last}");
             sim.play("> ACTIVE 2200");
