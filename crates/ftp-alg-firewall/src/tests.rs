@@ -166,7 +166,7 @@ fn dormant_tables_and_those_of_bridges_are_left_out() {
 fn chains_of_any_depth_with_many_jumps_and_a_loop_terminate() {
     let mut text =
         ":PREROUTING ACCEPT\n-A PREROUTING -j c0\n-A c50 -j NOTRACK\n-A c50 -j c1\n".to_owned();
-    for n in 0..10_000 {
+    for n in 0..100_000 {
         let jump = format!("-A c{n} -j c{}\n", n + 1);
         text += &format!(":c{n} - [0:0]\n{jump}{jump}");
     }
