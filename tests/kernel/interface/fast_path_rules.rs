@@ -300,13 +300,11 @@ fn no_syn_leaves_untranslated_while_the_table_is_replaced() {
     let replacement = lines.join("\n");
     let (end, attempts, to) = (AtomicBool::new(false), AtomicUsize::new(0), at(lab::SERVER, 4001));
     thread::scope(|scope| {
-        scope.spawn(|| inside(&ready.lab.client, || attempt(to, &end, &attempts)));
-        let mut rounds = 0..300;
-        let mut is_next = || rounds.next().is_some() || attempts.load(Ordering::Relaxed) < 10_000;
-        let mut replaced = Ok(());
-        while replaced.is_ok() && is_next() {
-            replaced = ready.lab.gateway.nft(&replacement).map(drop);
-        }
+        let sender = scope.spawn(|| inside(&ready.lab.client, || attempt(to, &end, &attempts)));
+        let is_short = || attempts.load(Ordering::Relaxed) < 10_000 && !sender.is_finished();
+        let replaced = (0..)
+            .take_while(|round| *round < 300 || is_short())
+            .try_for_each(|_| ready.lab.gateway.nft(&replacement).map(drop));
         end.store(true, Ordering::Relaxed);
         replaced.unwrap();
     });
