@@ -130,7 +130,7 @@ fn fast_sessions(program: fn(&Gateway) -> PathBuf, configuration: fn(u64) -> Str
     });
     let (transfers, failures) = load.end();
     println!("{rounds} rounds, {transfers} transfers");
-    // Each time that they are looked at, each session has one more.
+    // Every fourth round waits for a transfer of each of the eight sessions.
     assert!(transfers > rounds, "{transfers}");
     assert!(failures.is_empty(), "{failures:#?} {}", gateway.daemon.log());
     gateway.assert_tidy();
