@@ -293,12 +293,9 @@ impl SharedState {
             let mut missing: Vec<_> =
                 sessions.missing_pinholes(Instant::now(), &is_missing).collect();
             missing.retain(|opening| tried.insert(opening.ends.key()));
-            let failed: Vec<_> = missing
-                .iter()
-                .filter_map(|opening| kernel.open(opening, &[]).err())
-                // Another program's rules may have it.
-                .filter(|error| !matches!(error, KernelError::Taken))
-                .collect();
+            let mut failed = kernel.open_many(&missing);
+            // Another program's rules may have it.
+            failed.retain(|error| !matches!(error, KernelError::Taken));
             if let Some(error) = failed.first() {
                 self.report_errors(failed.len() as u64, error);
             }

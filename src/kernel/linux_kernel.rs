@@ -129,6 +129,38 @@ impl LinuxKernel {
         errors.extend(pinholes.close(&consumed).err());
     }
 
+    /// Opens pinholes of restored sessions, none of which replaces another. Returns why some are not open.
+    pub fn open_many(&mut self, openings: &[Opening]) -> Vec<KernelError> {
+        let (mut free, mut errors) = (Vec::with_capacity(openings.len()), Vec::new());
+        for opening in openings {
+            match self.check_free(opening) {
+                Ok(()) => free.push(*opening),
+                Err(error) => errors.push(error),
+            }
+        }
+        match &mut self.backend {
+            RunningBackend::Nftables(pinholes) => {
+                if let Some(offload) = &self.offload {
+                    free.iter().for_each(|opening| offload.note_rules_pinhole(opening));
+                }
+                errors.extend(pinholes.open_many(&free));
+            }
+            RunningBackend::Conntrack(expectations) => {
+                errors.extend(free.iter().filter_map(|one| expectations.open(one, &[]).err()));
+            }
+        }
+        errors
+    }
+
+    /// Whether neither a server of this machine nor the BPF program has the ends of a pinhole.
+    fn check_free(&self, opening: &Opening) -> Result<(), KernelError> {
+        self.known_rules.check_free(opening.ends.arrival, opening.ends.target)?;
+        // The BPF program would admit its own connection there.
+        let is_reserved =
+            self.offload.as_ref().is_none_or(|offload| offload.reserve_pinhole(&opening.ends));
+        if is_reserved { Ok(()) } else { Err(KernelError::Taken) }
+    }
+
     /// The open pinholes of the rules, or the expectations, according to the kernel. With [`Backend::Conntrack`] this
     /// includes expectations of other helpers. Without our table there are none.
     pub fn list_open(&mut self) -> Result<Vec<OpenPinhole>, NetfilterError> {
@@ -229,15 +261,8 @@ impl Kernel for LinuxKernel {
     }
 
     fn open(&mut self, opening: &Opening, closings: &[Closing]) -> Result<(), KernelError> {
-        let PinholeEnds { arrival, target, .. } = opening.ends;
         let closed = self.close_in_program(closings);
-        let checked = self.known_rules.check_free(arrival, target).and_then(|()| {
-            // The BPF program would admit its own connection there.
-            let is_reserved =
-                self.offload.as_ref().is_none_or(|offload| offload.reserve_pinhole(&opening.ends));
-            if is_reserved { Ok(()) } else { Err(KernelError::Taken) }
-        });
-        if let Err(error) = checked {
+        if let Err(error) = self.check_free(opening) {
             self.close_in_rules(&closed).map_err(KernelError::not_closed)?;
             return Err(error);
         }

@@ -34,8 +34,8 @@ use crate::kernel::{
 /// attempts.
 const ATTEMPTS: usize = 8;
 
-/// Maximum number of pinholes closed in one transaction: it fits the default send buffer.
-const MAX_CLOSINGS: usize = 128;
+/// Maximum number of pinholes closed, or opened, in one transaction: it fits the default send buffer.
+const MAX_CHANGES: usize = 128;
 
 /// Translations outlive the permission, so that a connection admitted at the last moment finds them.
 const TRANSLATION_GRACE: Duration = Duration::from_secs(5);
@@ -114,36 +114,45 @@ impl PinholeSets {
     /// The kernel reports every message that it refuses, and then does nothing. So the transaction is sent once more
     /// without a refused opening.
     pub fn open(&mut self, opening: &Opening, closed: &[PinholeEnds]) -> Result<(), KernelError> {
-        let (before, last) = closed.split_at(closed.len().saturating_sub(MAX_CLOSINGS));
-        let transacted = self.close(before).and_then(|()| self.transact(last, Some(opening)));
+        let (before, last) = closed.split_at(closed.len().saturating_sub(MAX_CHANGES));
+        let opening = std::slice::from_ref(opening);
+        let transacted = self.close(before).and_then(|()| self.transact(last, opening));
         let failed =
             |error: KernelError| if closed.is_empty() { error } else { error.not_closed() };
-        transacted.map_err(failed)?.map_or(Ok(()), Err)
+        transacted.map_err(failed)?.pop().map_or(Ok(()), Err)
+    }
+
+    /// As [`open`](Self::open), for many pinholes in few transactions. Returns why some are not open.
+    pub fn open_many(&mut self, openings: &[Opening]) -> Vec<KernelError> {
+        let open = |part| self.transact(&[], part).unwrap_or_else(|error| vec![error]);
+        openings.chunks(MAX_CHANGES).flat_map(open).collect()
     }
 
     /// Closes pinholes, whether they are open, consumed or expired. An established connection stays. After an error any
     /// of them may still be open.
     pub fn close(&mut self, closed: &[PinholeEnds]) -> Result<(), KernelError> {
-        closed.chunks(MAX_CLOSINGS).try_for_each(|part| self.transact(part, None).map(drop))
+        closed.chunks(MAX_CHANGES).try_for_each(|part| self.transact(part, &[]).map(drop))
     }
 
-    /// One transaction, repeated until the kernel accepts it. Returns why it refuses the opening.
+    /// One transaction, repeated until the kernel accepts it. Returns why it refuses some of the openings.
     fn transact(
         &mut self,
         closed: &[PinholeEnds],
-        opening: Option<&Opening>,
-    ) -> Result<Option<KernelError>, KernelError> {
+        openings: &[Opening],
+    ) -> Result<Vec<KernelError>, KernelError> {
         let failed = |source| KernelError::System { what: "change pinholes".into(), source };
         // A pinhole that has no elements is not open.
         let closings = closed.iter().filter_map(|pinhole| Change::new(pinhole, None).ok());
-        let (mut changes, mut refusal) = (closings.collect::<Vec<_>>(), None);
-        match opening.map(Change::open).transpose() {
-            Ok(change) => changes.extend(change),
-            Err(error) => refusal = Some(error),
+        let (mut changes, mut refusals) = (closings.collect::<Vec<_>>(), Vec::new());
+        for opening in openings {
+            match Change::open(opening) {
+                Ok(change) => changes.push(change),
+                Err(error) => refusals.push(error),
+            }
         }
         for _ in 0..ATTEMPTS {
             if changes.is_empty() {
-                return Ok(refusal);
+                return Ok(refusals);
             }
             self.batch.clear();
             if changes.iter().all(|change| change.opening.is_none()) {
@@ -151,7 +160,7 @@ impl PinholeSets {
             }
             changes.iter_mut().for_each(|change| change.put(&mut self.batch, self.has_destroy));
             let outcome = self.commits.send(&mut self.batch, &mut self.socket).map_err(failed)?;
-            let Some((_, error)) = outcome.first_failure() else { return Ok(refusal) };
+            let Some((_, error)) = outcome.first_failure() else { return Ok(refusals) };
             let elements = changes.iter().flat_map(|change| &change.elements);
             if self.learns_to_delete(&outcome, elements) {
                 continue;
@@ -164,7 +173,7 @@ impl PinholeSets {
                     change.opening.is_some() || change.permission().existing != Existing::Absent
                 }
                 Err(error) => {
-                    refusal = Some(error);
+                    refusals.push(error);
                     false
                 }
             });

@@ -105,6 +105,23 @@ fn one_pinhole_opens_and_many_close_in_one_transaction() {
 }
 
 #[test]
+fn many_pinholes_open_in_few_transactions_and_refused_ones_hinder_no_others() {
+    let place = Place::new();
+    for mut writer in place.writers() {
+        open(&mut writer, translated(3));
+        let openings: Vec<_> =
+            (0..300).map(|number| opening(translated(number), LIFETIME)).collect();
+        let before = place.generation();
+        let errors = writer.open_many(&openings);
+        assert!(matches!(errors[..], [KernelError::Taken]), "{errors:?}");
+        assert_eq!(writer.list_open().unwrap().unwrap().len(), 300);
+        assert_eq!(place.generation() - before, 3);
+        let all: Vec<_> = (0..300).map(translated).collect();
+        writer.close(&all).unwrap();
+    }
+}
+
+#[test]
 fn leftovers_of_a_used_pinhole_are_replaced() {
     let place = Place::new();
     place.lab.drop_by_default();
