@@ -11,6 +11,7 @@ use ftp_alg_core::engine::{
 };
 
 use super::{
+    records::{Need, Records as _},
     shard::{Shard, lock},
     shared_state::SharedState,
     state_dir::Journal,
@@ -50,7 +51,11 @@ impl Host for DaemonHost<'_> {
     /// of that peer is stored before them.
     fn record(&mut self, batch: &Batch) {
         self.shared.store_events(batch.events());
-        self.shared.report(self.journal.write(batch.records()));
+        let need = match self.queue {
+            Some(_) if !batch.verdicts.is_empty() => Need::Confirmed,
+            _ => Need::Written,
+        };
+        self.shared.report(self.journal.write(batch, need));
     }
 
     fn give(&mut self, batch: &Batch) {

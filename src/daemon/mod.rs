@@ -32,6 +32,7 @@ mod metrics;
 mod operator_rules;
 mod queries;
 mod rates;
+mod records;
 mod running_bytes;
 mod shard;
 mod shared_state;

@@ -11,7 +11,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ftp_alg_core::engine::Engine;
 
-use super::state_dir::Journal;
+use super::{
+    records::{Need, Records as _},
+    state_dir::Journal,
+};
 
 /// An engine, and the journal with its sessions.
 pub(super) struct Shard {
@@ -23,7 +26,7 @@ impl Shard {
     /// Writes the records of changed sessions, outside a batch.
     pub(super) fn write_records(&mut self) -> Result<(), String> {
         let Self { engine, journal } = self;
-        engine.sessions.write_records(|batch| journal.write(batch.records()))
+        engine.sessions.write_records(|batch| journal.write(batch, Need::Written))
     }
 }
 

@@ -26,9 +26,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ftp_alg_core::engine::{Engine, RECORD_FORMAT, RestoredCounts, SessionRecords, Translation};
+use ftp_alg_core::engine::{
+    Batch, Engine, RECORD_FORMAT, RestoredCounts, SessionRecords, Translation,
+};
 
-use super::counted::counted;
+use super::{
+    counted::counted,
+    records::{Need, Records},
+};
 use crate::kernel::{
     clocks::{monotonic_zero, since_1970},
     parameters::Backend,
@@ -368,12 +373,31 @@ pub(super) struct Journal {
     buffer: Vec<u8>,
 }
 
+impl Records for Journal {
+    fn write(&mut self, batch: &Batch, _: Need) -> Result<(), String> {
+        self.append(batch.records().map(|record| record.bytes))
+    }
+
+    /// Writes a checkpoint if one is due, if the journal could not be written before, or if its file was removed.
+    fn maintain(&mut self, engine: &mut Engine) -> Result<(), String> {
+        let own = self.file.as_ref().and_then(|file| file.metadata().ok());
+        let there = fs::metadata(&self.path).ok();
+        let is_in_place = own.zip(there).is_some_and(|(own, there)| own.ino() == there.ino());
+        let written = match is_in_place {
+            true if !self.needs_checkpoint() => Ok(()),
+            // If the checkpoint fails, the present file is still valid.
+            true => {
+                self.checkpoint(engine).inspect_err(|_| self.checkpoint_at = self.length + SLACK)
+            }
+            false => self.checkpoint(engine).inspect_err(|_| self.file = None),
+        };
+        written.map_err(|error| self.describe_failure(&error))
+    }
+}
+
 impl Journal {
-    /// Appends records. Must be called before the verdicts that they belong to are given. The error says what it costs.
-    pub(super) fn write<'r>(
-        &mut self,
-        records: impl Iterator<Item = &'r [u8]>,
-    ) -> Result<(), String> {
+    /// Appends records. What is in the page cache survives a crash of the daemon.
+    fn append<'r>(&mut self, records: impl Iterator<Item = &'r [u8]>) -> Result<(), String> {
         self.buffer.clear();
         records.for_each(|record| append_frame(record, &mut self.buffer));
         let Some(file) = self.file.as_mut().filter(|_| !self.buffer.is_empty()) else {
@@ -387,23 +411,6 @@ impl Journal {
         }
         self.length += self.buffer.len() as u64;
         Ok(())
-    }
-
-    /// Writes a checkpoint if one is due, if the journal could not be written before, or if its file was removed.
-    /// Called about once a second.
-    pub(super) fn maintain(&mut self, engine: &mut Engine) -> Result<(), String> {
-        let own = self.file.as_ref().and_then(|file| file.metadata().ok());
-        let there = fs::metadata(&self.path).ok();
-        let is_in_place = own.zip(there).is_some_and(|(own, there)| own.ino() == there.ino());
-        let written = match is_in_place {
-            true if !self.needs_checkpoint() => Ok(()),
-            // If the checkpoint fails, the present file is still valid.
-            true => {
-                self.checkpoint(engine).inspect_err(|_| self.checkpoint_at = self.length + SLACK)
-            }
-            false => self.checkpoint(engine).inspect_err(|_| self.file = None),
-        };
-        written.map_err(|error| self.describe_failure(&error))
     }
 
     /// Whether a checkpoint is due, because most records are superseded.
@@ -425,7 +432,7 @@ impl Journal {
         let file = replace_file(path, |file| {
             let mut written = Ok(());
             let read = engine.sessions.write_all_records(|record| {
-                append_frame(record, buffer);
+                append_frame(record.bytes, buffer);
                 if buffer.len() >= CHUNK && written.is_ok() {
                     length += buffer.len() as u64;
                     written = file.write_all(buffer);

@@ -17,9 +17,9 @@ type Segment = PacketBuilderStep<TcpHeader>;
 
 impl Journal {
     /// Appends the records of `gateway`, and writes a checkpoint if one is due.
-    fn append(&mut self, gateway: &mut Gateway) -> Result<(), String> {
+    fn append_of(&mut self, gateway: &mut Gateway) -> Result<(), String> {
         let records = std::mem::take(&mut gateway.journal);
-        self.write(records.iter().map(Vec::as_slice))?;
+        self.append(records.iter().map(Vec::as_slice))?;
         if self.needs_checkpoint() { self.maintain(&mut gateway.engine) } else { Ok(()) }
     }
 }
@@ -107,7 +107,7 @@ fn sessions_are_restored_and_new_ones_get_higher_numbers() {
     assert_eq!(restored_sessions(&state), 0, "not written yet");
     journal.checkpoint(&mut gateway.engine).unwrap();
     begin(&mut gateway, 1036);
-    journal.append(&mut gateway).unwrap();
+    journal.append_of(&mut gateway).unwrap();
     let (next, _) = restore(&state);
     assert_eq!(next.sessions.count(), 2);
     let mut next = Gateway::new(next, FakeKernel::default());
@@ -119,13 +119,13 @@ fn sessions_are_restored_and_new_ones_get_higher_numbers() {
 fn a_journal_that_cannot_be_written_is_removed() {
     let (_directory, state, mut gateway, mut journal) = set_up();
     begin(&mut gateway, 1035);
-    journal.append(&mut gateway).unwrap();
+    journal.append_of(&mut gateway).unwrap();
     journal.file = Some(OpenOptions::new().write(true).open("/dev/full").unwrap());
     begin(&mut gateway, 1036);
-    assert!(journal.append(&mut gateway).is_err());
+    assert!(journal.append_of(&mut gateway).is_err());
     assert!(!journal.path().exists());
     begin(&mut gateway, 1037);
-    journal.append(&mut gateway).unwrap();
+    journal.append_of(&mut gateway).unwrap();
     for sessions in [3, 3] {
         journal.maintain(&mut gateway.engine).unwrap();
         assert_eq!(restored_sessions(&state), sessions);
@@ -139,7 +139,7 @@ fn a_journal_that_cannot_be_written_is_removed() {
 fn a_checkpoint_that_fails_loses_no_change_of_a_batch() {
     let (directory, state, mut gateway, mut journal) = set_up();
     begin(&mut gateway, 1035);
-    journal.append(&mut gateway).unwrap();
+    journal.append_of(&mut gateway).unwrap();
     let packet = syn_ack(1036);
     let packet =
         QueuedPacket { token: Token::default(), meta: PacketMeta::FORWARDED, bytes: &packet };
@@ -151,7 +151,7 @@ fn a_checkpoint_that_fails_loses_no_change_of_a_batch() {
     assert!(journal.maintain(&mut gateway.engine).is_err());
     fs::remove_dir(in_the_way).unwrap();
     gateway.run(now, |_, _| ());
-    journal.append(&mut gateway).unwrap();
+    journal.append_of(&mut gateway).unwrap();
     assert_eq!(restored_sessions(&state), 2);
 }
 
@@ -171,7 +171,7 @@ fn no_connection_makes_a_journal_longer_than_its_limit() {
         segment.write(&mut packet, text).unwrap();
         gateway.packet(Instant::now(), &packet);
         gateway.take_events();
-        journal.append(&mut gateway).unwrap();
+        journal.append_of(&mut gateway).unwrap();
         let length = |entry: io::Result<fs::DirEntry>| entry.unwrap().metadata().unwrap().len();
         longest = longest.max(fs::read_dir(directory.path()).unwrap().map(length).sum());
     };
@@ -206,7 +206,7 @@ fn a_journal_without_room_leaves_no_file() {
 fn set_up_with_hundred_sessions() -> (tempfile::TempDir, StateDir, Gateway, Journal) {
     let (directory, state, mut gateway, mut journal) = set_up();
     (1000..1100).for_each(|port| begin(&mut gateway, port));
-    journal.append(&mut gateway).unwrap();
+    journal.append_of(&mut gateway).unwrap();
     (directory, state, gateway, journal)
 }
 
@@ -228,10 +228,10 @@ fn a_daemon_with_more_or_fewer_workers_restores_all_sessions() {
                 assert!(worker.sessions.adopt(&mut restored.sessions, &syn_ack(port)));
                 port += 1;
             }
-            worker.sessions.write_records(|batch| journal.write(batch.records())).unwrap();
+            worker.sessions.write_records(|batch| journal.write(batch, Need::Written)).unwrap();
         }
         let journal = &mut journals[0];
-        restored.sessions.write_records(|batch| journal.write(batch.records())).unwrap();
+        restored.sessions.write_records(|batch| journal.write(batch, Need::Written)).unwrap();
         // No journal of an earlier queue is there.
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1 + queues.len());
     }
@@ -263,7 +263,7 @@ fn an_adopted_session_is_restored_from_its_workers_journal() {
     assert!(!sessions.adopt(&mut restored.sessions, &syn_ack(1000)), "it has it");
     assert_eq!((sessions.count(), restored.sessions.count()), (1, 99));
     gateway.packet(Instant::now(), &of_server(1000, 7001, Segment::rst));
-    journal.append(&mut gateway).unwrap();
+    journal.append_of(&mut gateway).unwrap();
     let (next, _) = restore(&state);
     assert_eq!(next.sessions.count(), 100);
     assert_eq!(next.sessions.list().count(), 99, "one is over");

@@ -21,6 +21,7 @@ use super::{
     ServiceError,
     counted::counted,
     daemon_host::WorkerQueue,
+    records::Records as _,
     shard::{Shard, lock},
     shared_state::SharedState,
 };

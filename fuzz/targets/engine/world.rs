@@ -189,7 +189,7 @@ impl World {
         self.gateway
             .engine
             .sessions
-            .write_all_records(|record| records.push(record.to_vec()))
+            .write_all_records(|record| records.push(record.bytes.to_vec()))
             .expect("records");
         let mut next = Engine::new(self.policy.clone(), Checksums::Verify);
         let (records, now) = (records.iter().map(Vec::as_slice), self.now());

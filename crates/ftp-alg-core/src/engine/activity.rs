@@ -26,7 +26,7 @@ const OTHER_REPLY: &str = "the reply to it may be that to another line";
 const MAX_DIRECTORY: usize = 1024;
 
 /// What the client of a connection does.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct ClientActivity {
     user: Option<Arc<str>>,
     /// The user whose login is pending, or was refused; empty if it is not certain which user a reply is about.

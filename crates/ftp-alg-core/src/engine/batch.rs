@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     engine::{
-        Engine, Event, EventKind, FlowChange, Kernel, KernelError,
+        EncodedRecord, Engine, Event, EventKind, FlowChange, Kernel, KernelError,
         events::{Events, OmittedEvents},
         table::entry::Head,
     },
@@ -122,9 +122,9 @@ impl Injection {
 /// allocation.
 #[derive(Debug, Default)]
 pub struct Batch {
-    /// Records of changed sessions, and the end of each.
+    /// Records of changed sessions, and where each is.
     records: Vec<u8>,
-    record_ends: Vec<usize>,
+    record_places: Vec<RecordPlace>,
     /// Connections that the BPF program takes over or returns.
     pub(crate) flow_changes: Vec<FlowChange>,
     /// Verdicts, in the order in which packets are forwarded.
@@ -136,20 +136,35 @@ pub struct Batch {
     pub(crate) events: Events,
 }
 
+/// Where a record is.
+#[derive(Debug)]
+struct RecordPlace {
+    session: u64,
+    start: usize,
+    /// The end of the part for another machine.
+    portable_end: usize,
+    end: usize,
+}
+
 /// Allocation in bytes that is reused for the next batch; a larger one is freed.
 const RETAINED_CAPACITY: usize = 256 << 10;
 
 impl Batch {
-    /// Adds a record.
-    pub(crate) fn push_record(&mut self, record: &[u8]) {
+    /// Adds a record of `session`, whose first `portable` bytes are for another machine.
+    pub(crate) fn push_record(&mut self, session: u64, record: &[u8], portable: usize) {
+        let start = self.records.len();
         self.records.extend_from_slice(record);
-        self.record_ends.push(self.records.len());
+        let (portable_end, end) = (start + portable, self.records.len());
+        self.record_places.push(RecordPlace { session, start, portable_end, end });
     }
 
     /// Records of changed sessions.
-    pub fn records(&self) -> impl Iterator<Item = &[u8]> {
-        let starts = std::iter::once(0).chain(self.record_ends.iter().copied());
-        starts.zip(&self.record_ends).map(|(start, end)| &self.records[start..*end])
+    pub fn records(&self) -> impl Iterator<Item = EncodedRecord<'_>> {
+        self.record_places.iter().map(|place| EncodedRecord {
+            session: place.session,
+            bytes: &self.records[place.start..place.end],
+            portable: &self.records[place.start..place.portable_end],
+        })
     }
 
     /// The events.
@@ -160,7 +175,7 @@ impl Batch {
     /// Clears the records, which are written.
     pub(crate) fn clear_records(&mut self) {
         self.records.clear();
-        self.record_ends.clear();
+        self.record_places.clear();
     }
 
     /// Clears everything but the events.

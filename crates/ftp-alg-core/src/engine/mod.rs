@@ -51,7 +51,7 @@ use packets::reorder::{self, ReorderQueue};
 pub use ranges::{
     EncryptedConnection, LIFETIME as RANGE_LIFETIME, OpenRange, PortsText, RangeFinder, RangeInfo,
 };
-pub use records::{RECORD_FORMAT, RecordError, RestoredCounts, SessionRecords};
+pub use records::{EncodedRecord, RECORD_FORMAT, RecordError, RestoredCounts, SessionRecords};
 pub use sessions::Sessions;
 pub use shares::Shares;
 pub use standalone::{PacketOutcome, Standalone};

@@ -5,11 +5,15 @@
 //! was not written has not been forwarded either, and is retransmitted. A record may be ahead of the verdicts, if a crash
 //! comes in between. Then the retransmission was read before, and is forwarded as it was read. Times are milliseconds
 //! since an epoch that both daemons know.
+//!
+//! A record begins with what the gateway needs to continue the session, on another machine too. What the client does
+//! follows: users and paths, for reports only. Another machine does not get them.
 
 use std::{
     borrow::Cow,
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
+    ops::Range,
     sync::atomic::Ordering,
     time::{Duration, Instant},
 };
@@ -29,7 +33,7 @@ use crate::{
 
 /// Version of the record format. It is raised with every change of a type in a record, so that records of another
 /// version are refused instead of misread. `tests` has a record of this version.
-pub const RECORD_FORMAT: u32 = 23;
+pub const RECORD_FORMAT: u32 = 24;
 
 #[derive(Serialize, Deserialize)]
 enum Record<'a> {
@@ -48,9 +52,11 @@ struct SessionRecord<'a> {
     pinholes: Vec<PinholeRecord>,
     fast_path: FastPathProgress,
     has_range: bool,
-    activity: Cow<'a, ClientActivity>,
     session: Cow<'a, Session>,
     incarnation: Option<Cow<'a, Session>>,
+    /// Behind everything else, and absent in what another machine gets.
+    #[serde(skip)]
+    activity: Cow<'a, ClientActivity>,
     /// Whether the rules queue none of its packets any more.
     #[serde(skip)]
     is_unqueued: bool,
@@ -64,21 +70,59 @@ const RECENT_USE: Duration = Duration::from_secs(3);
 #[error("a session record cannot be decoded: {0}")]
 pub struct RecordError(#[from] postcard::Error);
 
+/// An encoded record.
+#[derive(Clone, Copy, Debug)]
+pub struct EncodedRecord<'b> {
+    /// The number of its session.
+    pub session: u64,
+    /// All of it.
+    pub bytes: &'b [u8],
+    /// The part of it for another machine. Empty if the session is gone.
+    pub portable: &'b [u8],
+}
+
 /// Session records by session number, so that the oldest are restored first.
 #[derive(Default)]
 pub struct SessionRecords(BTreeMap<u64, Box<SessionRecord<'static>>>);
 
 impl SessionRecords {
     /// Decodes `records`.
-    pub fn read<'r>(records: impl Iterator<Item = &'r [u8]>) -> Result<Self, RecordError> {
-        let mut sessions = BTreeMap::new();
-        for record in records {
-            match postcard::from_bytes(record)? {
-                Record::Session(record) => drop(sessions.insert(record.id, record)),
-                Record::Gone(id) => drop(sessions.remove(&id)),
+    pub fn read<'r>(mut records: impl Iterator<Item = &'r [u8]>) -> Result<Self, RecordError> {
+        let mut sessions = Self::default();
+        records.try_for_each(|record| sessions.decode(record))?;
+        Ok(sessions)
+    }
+
+    /// Decodes each of `records` alone. Also returns how many cannot be decoded.
+    pub fn read_each<'r>(records: impl Iterator<Item = &'r [u8]>) -> (Self, usize) {
+        let mut sessions = Self::default();
+        let damaged = records.filter(|record| sessions.decode(record).is_err()).count();
+        (sessions, damaged)
+    }
+
+    fn decode(&mut self, record: &[u8]) -> Result<(), RecordError> {
+        match postcard::take_from_bytes(record)? {
+            (Record::Session(mut record), activity) => {
+                if !activity.is_empty() {
+                    record.activity = Cow::Owned(postcard::from_bytes(activity)?);
+                }
+                self.0.insert(record.id, record);
+            }
+            (Record::Gone(id), _) => drop(self.0.remove(&id)),
+        }
+        Ok(())
+    }
+
+    /// Removes what holds on the machine of the daemon that wrote the records, and not on this one: the indices of its
+    /// interfaces, and what its BPF program has.
+    pub fn leave_machine(&mut self) {
+        for record in self.0.values_mut() {
+            record.fast_path.is_handed_over = false;
+            record.pinholes.iter_mut().for_each(|pinhole| pinhole.in_program = None);
+            for session in [Some(&mut record.session), record.incarnation.as_mut()] {
+                session.into_iter().for_each(|session| session.to_mut().interfaces.leave_machine());
             }
         }
-        Ok(Self(sessions))
     }
 
     /// Adds other records, which are newer.
@@ -118,6 +162,7 @@ fn millis_since(epoch: Instant, at: Instant) -> u64 {
     at.saturating_duration_since(epoch).as_millis() as u64 // of an uptime
 }
 
+/// Writes the record of a session to `buffer`. Returns the length of the part for another machine.
 fn write_session<'p>(
     entry: &Entry,
     pinholes: impl Iterator<Item = &'p Pinhole>,
@@ -125,7 +170,7 @@ fn write_session<'p>(
     own: Epoch,
     epoch: Instant,
     buffer: &mut Vec<u8>,
-) -> Result<(), postcard::Error> {
+) -> Result<usize, postcard::Error> {
     let millis = |timestamp| own.instant(timestamp).map_or(0, |at| millis_since(epoch, at));
     let record = SessionRecord {
         id: entry.head.id,
@@ -139,17 +184,20 @@ fn write_session<'p>(
             .collect(),
         fast_path: entry.head.extra().fast_path,
         has_range,
-        activity: Cow::Borrowed(&entry.head.extra().activity),
         session: Cow::Borrowed(&entry.session),
         incarnation: entry.head.incarnation().map(Cow::Borrowed),
+        activity: Cow::default(),
         is_unqueued: false,
     };
-    encode_record(&Record::Session(Box::new(record)), buffer)
+    buffer.clear();
+    encode(&Record::Session(Box::new(record)), buffer)?;
+    let portable = buffer.len();
+    encode(&entry.head.extra().activity, buffer)?;
+    Ok(portable)
 }
 
-fn encode_record(record: &Record<'_>, buffer: &mut Vec<u8>) -> Result<(), postcard::Error> {
-    buffer.clear();
-    *buffer = postcard::to_extend(record, std::mem::take(buffer))?;
+fn encode(value: &impl Serialize, buffer: &mut Vec<u8>) -> Result<(), postcard::Error> {
+    *buffer = postcard::to_extend(value, std::mem::take(buffer))?;
     Ok(())
 }
 
@@ -198,16 +246,18 @@ impl Sessions {
         let buffer = &mut self.record_buffer;
         // Removals come first. Otherwise truncated records could describe two sessions on the same endpoints.
         for id in gone.drain(..) {
-            encode_record(&Record::Gone(id), buffer)?;
-            self.batch.push_record(buffer);
+            buffer.clear();
+            encode(&Record::Gone(id), buffer)?;
+            self.batch.push_record(id, buffer, 0);
         }
         for index in changed.drain(..) {
             let Some(entry) = self.table.get_mut(index) else { continue };
             if std::mem::take(&mut entry.head.changed) {
                 let pinholes = self.pinholes.of(index);
                 let has_range = self.ranges.of(index).is_some();
-                write_session(entry, pinholes, has_range, self.epoch, *epoch, buffer)?;
-                self.batch.push_record(buffer);
+                let portable =
+                    write_session(entry, pinholes, has_range, self.epoch, *epoch, buffer)?;
+                self.batch.push_record(entry.head.id, buffer, portable);
             }
         }
         Ok(())
@@ -215,13 +265,33 @@ impl Sessions {
 
     /// Passes a record of every session to `each`. A caller that has saved them [forgets the
     /// changes](Self::forget_changes), which are in them.
-    pub fn write_all_records(&mut self, mut each: impl FnMut(&[u8])) -> Result<(), RecordError> {
+    pub fn write_all_records(
+        &mut self,
+        each: impl FnMut(EncodedRecord<'_>),
+    ) -> Result<(), RecordError> {
+        self.write_records_in(0..self.slot_count(), each)
+    }
+
+    /// Number of slots of the table. Each session stays in its slot.
+    pub fn slot_count(&self) -> u32 {
+        self.table.slot_count()
+    }
+
+    /// As [`write_all_records`](Self::write_all_records), of the sessions in these slots of the table.
+    pub fn write_records_in(
+        &mut self,
+        slots: Range<u32>,
+        mut each: impl FnMut(EncodedRecord<'_>),
+    ) -> Result<(), RecordError> {
         let Some(changes) = &self.unwritten else { return Ok(()) };
-        for (index, entry) in self.table.slots() {
+        for index in slots {
+            let Some(entry) = self.table.get_mut(index) else { continue };
             let (pinholes, buffer) = (self.pinholes.of(index), &mut self.record_buffer);
             let has_range = self.ranges.of(index).is_some();
-            write_session(entry, pinholes, has_range, self.epoch, changes.epoch, buffer)?;
-            each(&self.record_buffer);
+            let portable =
+                write_session(entry, pinholes, has_range, self.epoch, changes.epoch, buffer)?;
+            let (session, bytes) = (entry.head.id, &self.record_buffer[..]);
+            each(EncodedRecord { session, bytes, portable: &bytes[..portable] });
         }
         Ok(())
     }
@@ -247,8 +317,8 @@ impl Sessions {
         Ok(self.restore_sessions(SessionRecords::read(records)?, now, epoch))
     }
 
-    /// Restores sessions, with times counted from `epoch`. Their pinholes count as open: one that the kernel no longer
-    /// has was consumed. A stricter policy does not affect adjusted sessions, because the connection would break.
+    /// Restores sessions, with times counted from `epoch`. Leaves out those between endpoints that have a session here.
+    /// Their pinholes count as open: one that the kernel no longer has was consumed. A stricter policy does not affect adjusted sessions, because the connection would break.
     pub fn restore_sessions(
         &mut self,
         SessionRecords(sessions): SessionRecords,
@@ -269,7 +339,9 @@ impl Sessions {
             let network = self.policy.network_of(client.ip(), server.ip());
             let adjusted = record.session.is_adjusted();
             let is_unqueued = record.is_unqueued;
-            if !adjusted && (is_unqueued || !self.policy.inspects(network) || !self.has_room()) {
+            if !adjusted && (is_unqueued || !self.policy.inspects(network) || !self.has_room())
+                || self.table.find(&Key::between(client, server)).is_some()
+            {
                 continue;
             }
             let [first_seen, last_seen] = [record.first_seen, record.last_seen]

@@ -316,6 +316,13 @@ impl Sessions {
         self.take_out(index)
     }
 
+    /// Removes all sessions without a report, because another machine continues them, and closes their pinholes.
+    pub fn clear(&mut self) {
+        for index in 0..self.table.slot_count() {
+            self.remove(index);
+        }
+    }
+
     /// Takes the session at `index` out of this shard, with everything that it holds.
     pub(crate) fn take_out(&mut self, index: u32) -> Option<Entry> {
         let mut entry = self.table.remove(index)?;

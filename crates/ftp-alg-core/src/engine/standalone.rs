@@ -41,7 +41,7 @@ struct BatchHost<'a> {
 
 impl Host for BatchHost<'_> {
     fn record(&mut self, batch: &Batch) {
-        self.journal.extend(batch.records().map(<[u8]>::to_vec));
+        self.journal.extend(batch.records().map(|record| record.bytes.to_vec()));
     }
 
     fn give(&mut self, batch: &Batch) {

@@ -438,26 +438,30 @@ const MUCH_UNACKNOWLEDGED: usize = 1 << 14;
 
 /// The client's data that was read and is not known to be acknowledged. A retransmission is replaced by the bytes that
 /// were read first, so that no other command can take their place.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 pub struct UnacknowledgedData {
     /// The data.
-    #[serde(serialize_with = "serialize_short")]
     pub bytes: SmallBytes,
     /// Sequence number of the first byte.
     first_seq: Seq,
+    /// Whether a NUL stands for any byte of an argument. Records do not have users, passwords and paths.
+    is_masked: bool,
 }
 
 impl UnacknowledgedData {
     /// No data, for a direction whose first sequence number is `first`.
     pub fn new(first: Seq) -> Self {
-        Self { bytes: SmallBytes::default(), first_seq: first }
+        Self { bytes: SmallBytes::default(), first_seq: first, is_masked: false }
     }
 
     /// Stores `bytes` at `seq`.
     pub fn push(&mut self, seq: Seq, bytes: &[u8]) {
         if self.bytes.is_empty() || self.first_seq + self.bytes.len() as u32 != seq {
-            self.bytes = SmallBytes::default();
-            self.first_seq = seq;
+            *self = Self::new(seq);
+        }
+        if self.is_masked && bytes.contains(&MASK) {
+            self.bytes.iter_mut().filter(|byte| **byte == MASK).for_each(|byte| *byte = UNKNOWN);
+            self.is_masked = false;
         }
         compact::extend_bytes(&mut self.bytes, bytes);
     }
@@ -508,14 +512,74 @@ impl UnacknowledgedData {
         if bytes[start..end] == *stored {
             return Cow::Borrowed(bytes);
         }
-        Cow::Owned([&bytes[..start], stored, &bytes[end..]].concat())
+        let mut read = [&bytes[..start], stored, &bytes[end..]].concat();
+        if self.is_masked {
+            for (read, sent) in read.iter_mut().zip(bytes).filter(|(read, _)| **read == MASK) {
+                *read = if is_maskable(*sent) { *sent } else { UNKNOWN };
+            }
+        }
+        Cow::Owned(read)
+    }
+
+    /// Notes what was delivered at `seq` in the place of masked bytes, so that nothing else is delivered there later.
+    pub fn unmask(&mut self, seq: Seq, delivered: &[u8]) {
+        if self.is_masked {
+            let offset = self.first_seq.distance_from(seq).max(0) as usize;
+            let skipped = seq.distance_from(self.first_seq).max(0) as usize;
+            let delivered = delivered.get(offset..).unwrap_or_default();
+            for (byte, delivered) in self.bytes.iter_mut().skip(skipped).zip(delivered) {
+                *byte = if *byte == MASK { *delivered } else { *byte };
+            }
+        }
     }
 }
 
-/// Records contain at most one line of the data. More would be written with every packet. So the retransmission of a
-/// longer one is not compared after a restart.
-fn serialize_short<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
-    serialize_bytes(if bytes.len() <= MAX_LINE { bytes } else { &[] }, serializer)
+/// A byte of an argument that is in no record.
+const MASK: u8 = 0;
+/// What is delivered in the place of a masked byte if the retransmission has a byte there that no argument had.
+const UNKNOWN: u8 = b'?';
+
+/// The verbs whose arguments change nothing that the gateway does: users, passwords, paths.
+const MASKED_VERBS: [&[u8]; 25] = [
+    b"USER", b"PASS", b"ACCT", b"CWD", b"XCWD", b"SMNT", b"RETR", b"STOR", b"STOU", b"APPE",
+    b"LIST", b"NLST", b"MLSD", b"MLST", b"SIZE", b"MDTM", b"MFMT", b"DELE", b"RNFR", b"RNTO",
+    b"MKD", b"XMKD", b"RMD", b"XRMD", b"STAT",
+];
+
+/// Whether a byte ends no line, begins no Telnet command, and is no NUL.
+fn is_maskable(byte: u8) -> bool {
+    matches!(byte, 0x20..=0x7e | 0x80..=0xfe)
+}
+
+/// Masks the arguments of the lines in `bytes`. Those of unusual lines stay.
+fn mask(bytes: &mut [u8]) {
+    for line in bytes.split_inclusive_mut(|byte| *byte == b'\n') {
+        let line_end = line.iter().rev().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+        let text_end = line.len() - line_end;
+        let text = &mut line[..text_end];
+        if let Some(space) = text.iter().position(|byte| *byte == b' ')
+            && MASKED_VERBS.iter().any(|verb| text[..space].eq_ignore_ascii_case(verb))
+            && text[space..].iter().all(|byte| is_maskable(*byte) || *byte == MASK)
+        {
+            text[space + 1..].fill(MASK);
+        }
+    }
+}
+
+/// Records contain at most one line of the data, with masked arguments. More would be written with every packet. So the
+/// retransmission of a longer one is not compared after a restart. Data with NULs is not masked.
+impl Serialize for UnacknowledgedData {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Recorded<'a>(#[serde(serialize_with = "serialize_bytes")] &'a [u8], Seq, bool);
+        let bytes = if self.bytes.len() <= MAX_LINE { &self.bytes[..] } else { &[] };
+        let is_masked = self.is_masked || !bytes.contains(&MASK);
+        let mut recorded = SmallBytes::from(bytes);
+        if is_masked {
+            mask(&mut recorded);
+        }
+        Recorded(&recorded, self.first_seq, is_masked).serialize(serializer)
+    }
 }
 
 /// One rewritten range.

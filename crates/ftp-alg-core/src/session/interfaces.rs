@@ -235,6 +235,17 @@ impl Interfaces {
         self.flags = self.flags & !(3 << shift) | (known as u8) << shift;
     }
 
+    /// Forgets the indices, which another machine gave, and copies. The kernel sent packets to both ends by some interface,
+    /// so the next packet from elsewhere raises a question.
+    pub fn leave_machine(&mut self) {
+        for end in ENDS {
+            if self.known(end) != Knowledge::Nothing {
+                self.set(end, Interface::HIGH.0.into(), Knowledge::Used);
+            }
+        }
+        self.flags &= !(COPIES | OF_SERVER);
+    }
+
     /// Whether this is the first call.
     pub fn report_once(&mut self) -> bool {
         let is_first = self.flags & REPORTED == 0;

@@ -183,7 +183,9 @@ impl Session {
             return ForwardAction::Drop(DropReason::LimitReached).into();
         }
         let mut payload = if may_be_read {
-            self.unacknowledged.with_read_bytes(seq, payload)
+            let payload = self.unacknowledged.with_read_bytes(seq, payload);
+            self.unacknowledged.unmask(seq, &payload);
+            payload
         } else {
             payload.into()
         };

@@ -299,6 +299,8 @@ fn scenario(rng: &mut Rng, seed: u64) -> Scenario {
         hands_over: hands_over(seed),
         uses_expectations: uses_expectations(seed),
         interfaces: [1, 1 + seed as u32 % 3],
+        // A pair has no fast path.
+        is_pair: hands_over(seed).is_none() && Rng::new(seed ^ 15).chance(0.5),
         seed,
     };
     match scenario.hands_over {

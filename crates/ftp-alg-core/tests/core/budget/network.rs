@@ -112,7 +112,7 @@ impl Wire {
     pub fn restore_in(&mut self, engine: &mut Engine) {
         let mut records = Vec::new();
         let sessions = &mut self.gateway.engine.sessions;
-        sessions.write_all_records(|record| records.push(record.to_vec())).unwrap();
+        sessions.write_all_records(|record| records.push(record.bytes.to_vec())).unwrap();
         let records = records.iter().map(Vec::as_slice);
         engine.sessions.restore(records, self.now, self.epoch).unwrap();
     }

@@ -70,7 +70,7 @@ fn flood() {
         let grown = resident().saturating_sub(before);
         let mut written = 0;
         let sessions = &mut wire.gateway.engine.sessions;
-        sessions.write_all_records(|record| written += record.len() + 8).unwrap();
+        sessions.write_all_records(|record| written += record.bytes.len() + 8).unwrap();
         println!(
             "{hostile:?}: {count} connections, {} KiB counted, {} KiB more resident, {} KiB of journal; {:?}",
             wire.memory() >> 10,

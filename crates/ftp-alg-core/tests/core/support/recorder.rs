@@ -145,6 +145,12 @@ impl Recorder {
         self.open.iter().map(|(pinhole, _)| *pinhole).collect()
     }
 
+    /// Initiator and arrival of what is open, which another kernel has not.
+    pub fn take_open(&mut self) -> HashSet<(IpAddr, SocketAddr)> {
+        self.forget_expired();
+        self.open.drain(..).map(|(pinhole, _)| pinhole.key()).collect()
+    }
+
     fn forget_expired(&mut self) {
         let now = self.now;
         self.open.retain(|(_, deadline)| *deadline > now);

@@ -83,6 +83,8 @@ pub struct Scenario {
     pub uses_expectations: bool,
     /// The interfaces of client and server.
     pub interfaces: [u32; 2],
+    /// Whether another gateway continues after a crash.
+    pub is_pair: bool,
     pub seed: u64,
 }
 
@@ -116,6 +118,7 @@ impl Default for Scenario {
             hands_over: None,
             uses_expectations: false,
             interfaces: [1; 2],
+            is_pair: false,
             seed: 1,
         }
     }

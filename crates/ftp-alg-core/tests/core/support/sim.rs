@@ -107,7 +107,7 @@ impl Sim {
         kernel.uses_expectations = scenario.uses_expectations;
         kernel.interfaces = scenario.interfaces;
         let mut sim = Self {
-            daemon: Daemon::new(policy, base, life.clone(), hands_over.is_some()),
+            daemon: Daemon::new(policy, base, life.clone(), hands_over.is_some(), scenario.is_pair),
             life,
             queues,
             kernel,

@@ -1,7 +1,7 @@
 //! What another daemon makes of the records of sessions.
 
 use ftp_alg_core::{
-    engine::{Checksums, Engine, RestoredCounts, SessionRecords},
+    engine::{Checksums, Engine, QueuedPacket, RestoredCounts, SessionRecords, Token},
     policy::NetworkPolicy,
 };
 
@@ -11,7 +11,7 @@ impl Sim {
     fn records(&mut self) -> Vec<Vec<u8>> {
         let mut records = Vec::new();
         let sessions = &mut self.engine().sessions;
-        sessions.write_all_records(|record| records.push(record.to_vec())).unwrap();
+        sessions.write_all_records(|record| records.push(record.bytes.to_vec())).unwrap();
         records
     }
 
@@ -89,11 +89,11 @@ fn a_restored_pinhole_has_the_lifetime_of_its_network() {
 /// whose start is held back.
 const RECORDED: &str = "\
     000100c0a896508b0800cb007109150100c0a896508b0800c6336401e3b80200cb0071091500cb007109150000\
-    ac020100cb00710900c6336401b21d00c0a89650b21d00cb0071090001dcec0100000000000001036a6f650000\
-    000000000001e9079a08fb07b501010002800815800800133139382c35312c3130302c312c31342c3137389708\
-    0395080000b0ea011c0000010345505200000100000000000000000000000000f1a20492a30492a304f1010100\
-    00b0ea010e0000001f504f5254203139322c3136382c3135302c38302c31342c3137380d0a455052fb07060002\
-    00000001030100000000000100010001000a00";
+    ac020100cb00710900c6336401b21d00c0a89650b21d00cb0071090001dcec01000000000000e9079a08fb07b5\
+    01010002800815800800133139382c35312c3130302c312c31342c31373897080395080000b0ea011c00000103\
+    45505200000100000000000000000000000000f1a20492a30492a304f101010000b0ea010e0000001f504f5254\
+    203139322c3136382c3135302c38302c31342c3137380d0a455052fb0701060002000000010301000000000001\
+    00010001000a0001036a6f650000000000000001";
 
 #[test]
 fn a_record_of_this_format_round_trips() {
@@ -113,6 +113,81 @@ fn a_record_of_this_format_round_trips() {
     let packet = ends.packet(Client, 0, 0, b"T |1|192.168.150.80|3763|\r\n");
     let (_, passed) = ends.sim.decided(ends.sim.clock(), &packet, PacketMeta::FORWARDED);
     assert_eq!(Segment::checked(&passed).2.payload, b"EPRT |1|198.51.100.1|3763|\r\n");
+}
+
+/// Another gateway gets neither user nor password nor path, also while the server has not acknowledged them.
+#[test]
+fn a_portable_record_has_no_user_no_password_and_no_path() {
+    let secrets = ["joe", "swordfish", "/reports/q3.pdf"];
+    let mut ends = Ends::new(with(Nat::Masquerade));
+    ends.sim.tell(Client, "USER joe\r\n");
+    for line in ["PASS swordfish\r\n", "CWD /reports/q3.pdf\r\n"] {
+        ends.queue(Client, 0, 0, line.as_bytes());
+        ends.client += line.len() as u32;
+    }
+    let mut portable = Vec::new();
+    let sessions = &mut ends.sim.engine().sessions;
+    sessions.write_all_records(|record| portable.push(record.portable.to_vec())).unwrap();
+    let [record] = &portable[..] else { panic!("{portable:?}") };
+    for secret in secrets {
+        assert!(memchr::memmem::find(record, secret.as_bytes()).is_none(), "{secret}");
+    }
+}
+
+/// Packets of another length, or with a line end, do not take the place of a masked argument.
+#[test]
+fn a_restored_session_passes_the_masked_argument_that_is_retransmitted_first() {
+    let mut ends = Ends::new(with(Nat::Masquerade));
+    let line = "PASS swordfish\r\n";
+    ends.queue(Client, 0, 0, line.as_bytes());
+    ends.sim.crash();
+    for (sent, passed) in [
+        ("PASS x\r\nPORT 1\r\n", "PASS x??PORT 1\r\n"),
+        ("PASS abcdefghi\r\n", "PASS x??PORT 1\r\n"),
+    ] {
+        let packet = ends.packet(Client, 0, 0, sent.as_bytes());
+        let (_, forwarded) = ends.sim.decided(ends.sim.clock(), &packet, PacketMeta::FORWARDED);
+        let forwarded = Segment::checked(&forwarded).2.payload;
+        assert_eq!(String::from_utf8_lossy(&forwarded), passed);
+    }
+}
+
+/// The index of the client's interface is that of another one on the gateway that continues.
+#[test]
+fn another_gateway_asks_for_routes_before_it_reads_from_an_interface() {
+    let mut ends = Ends::new(with(Nat::Masquerade));
+    let packet = ends.packet(Client, 0, 0, b"NOOP\r\n");
+    let sim = &mut ends.sim;
+    let (written, epoch) = (sim.records(), sim.clock() - sim.now());
+    let read = || SessionRecords::read(written.iter().map(Vec::as_slice)).unwrap();
+    for leaves in [false, true] {
+        let mut records = read();
+        if leaves {
+            records.leave_machine();
+        }
+        let mut next = Engine::new(Policy::default(), Checksums::Verify);
+        next.sessions.restore_sessions(records, sim.clock(), epoch);
+        let repeated = next.sessions.restore_sessions(read(), sim.clock(), epoch);
+        assert_eq!((next.sessions.count(), repeated.sessions), (1, 0));
+        let before = sim.kernel.route_lookups;
+        let (token, meta) = (Token::default(), PacketMeta::FORWARDED);
+        let queued = QueuedPacket { token, bytes: &packet, meta };
+        next.take(sim.clock(), std::iter::once(queued), &mut sim.kernel);
+        assert_eq!(sim.kernel.route_lookups - before, usize::from(leaves));
+    }
+}
+
+#[test]
+fn a_damaged_record_costs_one_session() {
+    let mut sim = Sim::logged_in(with(Nat::Masquerade));
+    sim.tell(Client, "NOOP\r\n");
+    let record = sim.records().remove(0);
+    let damaged = &record[..record.len() / 2];
+    let (records, count) = SessionRecords::read_each([damaged, &record, b"\xff"].into_iter());
+    assert_eq!(count, 2);
+    let mut next = Engine::new(Policy::default(), Checksums::Verify);
+    next.sessions.restore_sessions(records, sim.clock(), sim.clock() - sim.now());
+    assert_eq!(next.sessions.count(), 1);
 }
 
 /// The clock of the worker that adopts it has run for a while.

@@ -8,8 +8,8 @@ use std::{
 
 use ftp_alg_core::{
     engine::{
-        Batch, Checksums, Closing, Engine, Event, FastPathLine, Host, PacketMeta, PinholeId,
-        QueuedPacket, SessionRecords, Token, Verdict,
+        Batch, Checksums, Closing, EncodedRecord, Engine, Event, FastPathLine, Host, Kernel as _,
+        PacketMeta, PinholeEnds, PinholeId, QueuedPacket, SessionRecords, Token, Verdict,
     },
     ftp::Padding,
     policy::Policy,
@@ -62,6 +62,11 @@ pub struct Daemon {
     out: Out,
 }
 
+/// How much later another gateway takes the epoch of the records to be: it learns that from messages.
+const EPOCH_ERROR: Duration = Duration::from_millis(250);
+/// How much longer than each gateway the one that takes over has run.
+const UPTIME: Duration = Duration::from_secs(5000);
+
 /// What came out of the engine.
 struct Out {
     life: Life,
@@ -73,14 +78,24 @@ struct Out {
     given: Vec<Given>,
     /// Whether packets pass unread while a batch is decided.
     lapses: bool,
+    /// Whether another gateway gets the records.
+    is_pair: bool,
 }
 
 impl Out {
     fn write(&mut self, journal: usize, batch: &Batch) {
         if self.life.call() {
-            self.journals[journal].extend(batch.records().map(<[u8]>::to_vec));
+            let is_pair = self.is_pair;
+            let records = batch.records().map(|record| written(record, is_pair));
+            self.journals[journal].extend(records);
         }
     }
+}
+
+/// What is written of a record.
+fn written(record: EncodedRecord<'_>, is_pair: bool) -> Vec<u8> {
+    let is_gone = record.portable.is_empty();
+    if is_pair && !is_gone { record.portable.to_vec() } else { record.bytes.to_vec() }
 }
 
 impl Host for Out {
@@ -125,7 +140,13 @@ impl Host for RestoredOut<'_> {
 
 impl Daemon {
     /// One that has seen nothing, and ends with this `life`.
-    pub fn new(policy: Policy, epoch: Instant, life: Life, hands_over: bool) -> Self {
+    pub fn new(
+        policy: Policy,
+        epoch: Instant,
+        life: Life,
+        hands_over: bool,
+        is_pair: bool,
+    ) -> Self {
         let mut engine = Engine::new(policy.clone(), Checksums::Verify);
         engine.sessions.track_changes(epoch);
         engine.sessions.set_uses_fast_path(hands_over);
@@ -135,6 +156,7 @@ impl Daemon {
             packets: BTreeMap::new(),
             given: Vec::new(),
             lapses: false,
+            is_pair,
         };
         let fast_path = hands_over.then_some(0);
         let restored = engine.new_restored_shard();
@@ -264,8 +286,13 @@ impl Daemon {
         self.out.packets.clear();
     }
 
-    /// It is started again, and reads what was written.
+    /// It is started again, perhaps on another gateway, and reads what was written.
     pub fn restart(&mut self, now: Instant) {
+        let is_pair = self.out.is_pair;
+        let epoch = self.epoch;
+        if is_pair {
+            self.epoch = epoch.checked_sub(UPTIME).unwrap();
+        }
         self.engine = Engine::new(self.policy.clone(), Checksums::Verify);
         self.engine.sessions.track_changes(self.epoch);
         self.restored = self.engine.new_restored_shard();
@@ -275,15 +302,33 @@ impl Daemon {
         let mut records = read(old);
         records.add(read(own));
         let sessions = &mut self.restored.sessions;
-        sessions.restore_sessions(records, now, self.epoch);
+        if is_pair {
+            records.leave_machine();
+            sessions.restore_sessions(records, now, epoch + EPOCH_ERROR);
+        } else {
+            sessions.restore_sessions(records, now, epoch);
+        }
         sessions.track_changes(self.epoch);
         own.clear();
         old.clear();
-        sessions.write_all_records(|record| old.push(record.to_vec())).unwrap();
+        sessions.write_all_records(|record| old.push(written(record, is_pair))).unwrap();
+    }
+
+    /// It has the kernel of another gateway open the pinholes that are open here.
+    fn take_over(&mut self, now: Instant, kernel: &mut Recorder) {
+        kernel.interfaces = kernel.interfaces.map(|index| index + 7);
+        let open = kernel.take_open();
+        let is_open = |ends: &PinholeEnds| open.contains(&ends.key());
+        for opening in self.restored.sessions.missing_pinholes(now, is_open).collect::<Vec<_>>() {
+            kernel.open(&opening, &[]).unwrap();
+        }
     }
 
     /// It has the kernel know the same pinholes as its sessions.
     pub fn begin(&mut self, now: Instant, kernel: &mut Recorder) {
+        if self.out.is_pair {
+            self.take_over(now, kernel);
+        }
         for pinhole in kernel.pinholes() {
             if !self.restored.sessions.holds_pinhole(pinhole.initiator, pinhole.arrival) {
                 kernel.remove(&Closing::Rules(pinhole)).unwrap();
