@@ -57,7 +57,7 @@ const HELP_WIDTH: usize = 80;
 /// The commands, by what they are for.
 const GROUPS: [(&str, &[&str]); 5] = [
     ("Set up", &["doctor", "setup", "check", "rules"]),
-    ("Run", &["run", "log-level"]),
+    ("Run", &["run", "log-level", "activate", "deactivate"]),
     ("Look at the daemon", &["status", "sessions", "pinholes", "events", "top"]),
     ("Try", &["demo", "replay", "watch"]),
     ("Other", &["completions", "version", "help"]),
@@ -265,6 +265,23 @@ enum Command {
         #[command(flatten)]
         socket: SocketOption,
     },
+    /// Continue the sessions of the other gateway of a pair
+    ///
+    /// keepalived's notify script calls this when this gateway gets the virtual
+    /// addresses, after `conntrackd -c`. Prints one line with what was taken over. On
+    /// a gateway that is active it changes nothing.
+    Activate {
+        #[command(flatten)]
+        socket: SocketOption,
+    },
+    /// Leave the sessions to the other gateway of a pair
+    ///
+    /// keepalived's notify script calls this when this gateway loses the virtual
+    /// addresses. On a standby it changes nothing.
+    Deactivate {
+        #[command(flatten)]
+        socket: SocketOption,
+    },
     Replay(replay::ReplayOptions),
     Watch(watch::WatchOptions),
     #[cfg(feature = "demo")]
@@ -343,6 +360,8 @@ impl Command {
                 let answer = socket.request(&format!("log-level{argument}"))?;
                 output::print_line(&answer.parse::<String>()?)
             }
+            Self::Activate { socket } => change_role(socket, "activate"),
+            Self::Deactivate { socket } => change_role(socket, "deactivate"),
             Self::Replay(options) => options.run(),
             Self::Watch(options) => options.run(),
             #[cfg(feature = "demo")]
@@ -354,6 +373,11 @@ impl Command {
             Self::Keeper { user, files } => Ok(daemon::keep_broker(user.as_deref(), files)?),
         }
     }
+}
+
+/// Has the daemon change its role in a pair of gateways, and prints what it did.
+fn change_role(socket: &SocketOption, order: &str) -> Result<(), Failure> {
+    output::print_line(&socket.request(order)?.parse::<String>()?)
 }
 
 /// Prints one line if the configuration, in the file that is `named` or in the default one, is valid, and one for each

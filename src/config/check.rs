@@ -17,8 +17,8 @@ use serde::Deserialize;
 use toml::{Spanned, Value, de::DeTable};
 
 use super::{
-    Backend, Config, ExternalSetting, FastPathMode, LineFormat, LogSettings, MAX_WORKERS,
-    MetricsSettings, NatSettings, PinholeSettings, QueueSettings, ServerSettings,
+    Backend, Config, Confirm, ExternalSetting, FastPathMode, LineFormat, LogSettings, MAX_WORKERS,
+    MetricsSettings, NatSettings, PairSettings, PinholeSettings, QueueSettings, ServerSettings,
     error::{self, ConfigProblem},
     file::{self, File, FileTable, Keys, TABLES},
     hint, shadowed, text,
@@ -52,6 +52,9 @@ const EVENT_FILE: &str = "an absolute path of a file";
 const LOG_FILE: &str =
     "true, false, or an absolute path of a file, such as \"/var/log/ftp-alg/transfers.json\"";
 const PASSWORD_FILE: &str = "an absolute path of a file, such as \"/etc/ftp-alg.password\"";
+const STORE: &str =
+    "the absolute path of the own store's socket, such as \"/run/redis-ftp-alg/redis.sock\"";
+const PEER: &str = "address and port of the other gateway's store, such as \"10.99.0.2:6379\"";
 const LISTEN: &str = "an address of this machine and a port, such as \"127.0.0.1:9821\" or \"[::1]:9821\", or a \
                       port of 127.0.0.1, such as 9821";
 const PASSIVE_PORTS: &str = "a port, a range of ports or a list of them, from 1024 to 65535, such as \"50000-50100\" or [50000, \"50010-50020\"], or \"any\" for all of them";
@@ -124,12 +127,16 @@ impl Checker<'_> {
         control_ports.extend(&implicit_tls_ports);
         let nat = nat(section("nat", &file.nat), default.nat);
         let limits = limits(section("policy", &file.policy), &default.limits, &nat);
-        let queue = queue(section("queue", &file.queue), default.queue);
+        let mut queue = queue(section("queue", &file.queue), default.queue);
         let pinhole = pinhole(section("pinhole", &file.pinhole), default.pinhole);
         let networks = self.networks(&file.network, &limits, &nat, &control_ports);
         let servers = self.servers(&file.server, &control_ports, &limits);
         let metrics = metrics(section("metrics", &file.metrics));
         let log = log(section("log", &file.log));
+        let pair = file.pair.as_ref().and_then(|table| self.pair(table));
+        if pair.is_some() {
+            queue.fast_path = FastPathMode::OffInPair;
+        }
         if self.problems.borrow().is_empty() {
             self.refuse_without_effect(&networks, &file.network);
         }
@@ -144,7 +151,27 @@ impl Checker<'_> {
             servers,
             metrics,
             log,
+            pair,
         }
+    }
+
+    fn pair(&self, table: &Spanned<Keys>) -> Option<PairSettings> {
+        let file = Section { checker: self, name: "pair", keys: table.get_ref() };
+        let [store, peer] = ["store", "peer"].map(|key| file.entry(key));
+        for (entry, allowed) in [(&store, STORE), (&peer, PEER)] {
+            if entry.value.is_none() {
+                self.refuse_table(&entry.key, table, format!("is missing: give {allowed}"));
+            }
+        }
+        let store = store.optional(STORE, file_path);
+        let peer = peer.optional(PEER, |value| value.as_str()?.parse().ok());
+        let confirms = [
+            ("announcements", Confirm::Announcements),
+            ("all", Confirm::All),
+            ("none", Confirm::None),
+        ];
+        let confirm = file.entry("confirm").choice(Confirm::Announcements, &confirms);
+        Some(PairSettings { store: store?, peer: peer?, confirm })
     }
 
     /// A network without a key inherits `[policy]`, which is `default`.

@@ -31,6 +31,7 @@ pub(super) struct File {
     pub server: Vec<Spanned<Keys>>,
     pub metrics: Keys,
     pub log: Keys,
+    pub pair: Option<Spanned<Keys>>,
 }
 
 /// Keys before the first table.
@@ -56,7 +57,7 @@ impl FileTable {
 }
 
 /// The tables of the file.
-pub(super) const TABLES: [FileTable; 8] = [
+pub(super) const TABLES: [FileTable; 9] = [
     FileTable::new("queue", false, "number workers fanout fast-path"),
     FileTable::new("pinhole", false, "backend timeout mark mark-mask"),
     FileTable::new("nat", false, "external-address port-range"),
@@ -79,6 +80,7 @@ pub(super) const TABLES: [FileTable; 8] = [
     ),
     FileTable::new("metrics", false, "listen page password-file"),
     FileTable::new("log", false, "events transfers transfers-format"),
+    FileTable::new("pair", false, "store peer confirm"),
 ];
 
 /// Removes what is not a known table or key.

@@ -68,6 +68,8 @@ pub struct Config {
     pub metrics: MetricsSettings,
     /// `[log]`.
     pub log: LogSettings,
+    /// `[pair]`, if this is one of two gateways.
+    pub pair: Option<PairSettings>,
 }
 
 /// `[queue]`: our netfilter queues.
@@ -89,6 +91,8 @@ pub enum FastPathMode {
     Auto,
     /// Never: every packet with payload is queued.
     Off,
+    /// The same, because this gateway is one of a pair.
+    OffInPair,
 }
 
 /// Default of `queue.fast-path`.
@@ -224,6 +228,27 @@ pub enum LineFormat {
     Xferlog,
 }
 
+/// `[pair]`: this gateway is one of two, of which one is active.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PairSettings {
+    /// The socket of this machine's store, a Redis or Valkey.
+    pub store: PathBuf,
+    /// The store of the other gateway.
+    pub peer: SocketAddr,
+    pub confirm: Confirm,
+}
+
+/// Which packets wait until the other gateway's store has the records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Display)]
+#[strum(serialize_all = "lowercase")]
+pub enum Confirm {
+    /// Those whose length or sequence numbers change, and announcements.
+    Announcements,
+    /// Every packet that changes a session.
+    All,
+    None,
+}
+
 impl Default for Config {
     fn default() -> Self {
         let policy = Policy::default();
@@ -251,6 +276,7 @@ impl Default for Config {
                 transfer_format: LineFormat::Json,
                 events: None,
             },
+            pair: None,
         }
     }
 }
@@ -379,6 +405,7 @@ impl Config {
             ),
             ("log.transfers-format", self.log.transfer_format != next.log.transfer_format),
             ("log.events", self.log.events != next.log.events),
+            ("pair", self.pair != next.pair),
         ]
         .into_iter()
         .filter_map(|(key, changed)| changed.then_some(key))
@@ -394,6 +421,7 @@ impl Config {
             pinhole: PinholeSettings { timeout: self.pinhole.timeout, ..old.pinhole },
             metrics: old.metrics.clone(),
             log: old.log.clone(),
+            pair: old.pair.clone(),
             ..self
         }
     }

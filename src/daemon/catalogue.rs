@@ -57,6 +57,10 @@ daemon_events! {
     TRANSFERS_INTERRUPTED: "transfers-interrupted", Info, "";
     /// another daemon ends, and this one continues
     TAKEOVER: "takeover", Info, "";
+    /// the other gateway's sessions continue here
+    ACTIVATED: "activated", Info, "";
+    /// the other gateway continues the sessions
+    DEACTIVATED: "deactivated", Info, "";
     /// how pinholes open
     BACK_END: "back-end", Info, "[firewalls](firewalls.md#back-ends)";
     /// why the fast path is off

@@ -9,7 +9,7 @@ use std::{
 };
 
 use serde::Deserialize;
-use socket2::{Domain, SockAddr, Type};
+use socket2::{Domain, SockAddr, SockRef, Type};
 
 use super::deadline_stream::DeadlineStream;
 
@@ -74,7 +74,7 @@ pub fn request(socket: &Path, what: &str, timeout: Duration) -> Result<DaemonAns
     let exchange = || {
         let stream =
             connect(socket, deadline.saturating_duration_since(Instant::now()).max(PAUSE))?;
-        let mut daemon = DeadlineStream { stream: &stream, deadline };
+        let mut daemon = DeadlineStream { socket: SockRef::from(&stream), deadline };
         daemon.write_all(format!("{what}\n").as_bytes())?;
         daemon.read_line(MAX_ANSWER)
     };

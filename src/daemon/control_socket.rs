@@ -1,7 +1,8 @@
 //! The control socket, where the commands `status`, `sessions`, `pinholes`, `events`, `doctor` and `log-level` reach the
 //! running daemon.
 //!
-//! A client sends one request line (`status`, `sessions [ID]`, `pinholes`, `events AFTER`, `config`, `log-level [LEVEL]`),
+//! A client sends one request line (`status`, `sessions [ID]`, `pinholes`, `events AFTER`, `config`, `log-level [LEVEL]`,
+//! `activate`, `deactivate`),
 //! gets one line of JSON, and the connection ends.
 //!
 //! Invariants:
@@ -172,7 +173,10 @@ fn accept_clients(listener: &UnixListener, source: &dyn StatusSource, stopping: 
 }
 
 fn answer_client(stream: &UnixStream, source: &dyn StatusSource) -> io::Result<()> {
-    let client = || DeadlineStream { stream, deadline: Instant::now() + CLIENT_LIMIT };
+    let client = || DeadlineStream {
+        socket: SockRef::from(stream),
+        deadline: Instant::now() + CLIENT_LIMIT,
+    };
     let answer = match client().read_line(MAX_REQUEST) {
         Ok(request) => answer_request(&request, source, || is_trusted(stream))?,
         Err(error) if error.kind() == io::ErrorKind::InvalidData => {
@@ -224,8 +228,15 @@ fn answer_request(
             Ok(()) => json_line(&level::current_level()),
             Err(why) => error_answer(&why),
         },
+        (b"activate" | b"deactivate", "") if !is_trusted() => {
+            error_answer("only root and the daemon's own user may change the role of a gateway")
+        }
+        (b"activate" | b"deactivate", "") => match source.change_role(word == b"activate") {
+            Ok(done) => json_line(&done),
+            Err(why) => error_answer(&why),
+        },
         _ => error_answer(&format!(
-            "unknown request `{}`: status, sessions, pinholes, events, config and log-level are known",
+            "unknown request `{}`: status, sessions, pinholes, events, config, log-level, activate and deactivate are known",
             request.escape_ascii()
         )),
     }

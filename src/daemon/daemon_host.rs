@@ -15,6 +15,7 @@ use super::{
     shard::{Shard, lock},
     shared_state::SharedState,
     state_dir::Journal,
+    store::StoreWriter,
 };
 use crate::kernel::{
     LinuxKernel, RuleParameters,
@@ -25,6 +26,7 @@ use crate::kernel::{
 struct DaemonHost<'a> {
     shared: &'a SharedState,
     journal: &'a mut Journal,
+    store: Option<&'a mut StoreWriter>,
     /// The queue with the packets of the batch, if it has any.
     queue: Option<WorkerQueue<'a>>,
     /// How many packets were dropped because other packets may have passed unread.
@@ -56,6 +58,9 @@ impl Host for DaemonHost<'_> {
             _ => Need::Written,
         };
         self.shared.report(self.journal.write(batch, need));
+        if let Some(store) = &mut self.store {
+            self.shared.report(store.write(batch, need));
+        }
     }
 
     fn give(&mut self, batch: &Batch) {
@@ -99,8 +104,9 @@ impl Shard {
         kernel: &mut LinuxKernel,
         queue: Option<WorkerQueue<'_>>,
     ) -> u64 {
-        let Self { engine, journal } = self;
-        let mut host = DaemonHost { shared, journal, queue, stale_drops: 0 };
+        let Self { engine, journal, store } = self;
+        let store = store.as_mut();
+        let mut host = DaemonHost { shared, journal, store, queue, stale_drops: 0 };
         engine.finish(now, kernel, &mut host);
         let stale_drops = host.stale_drops;
         if journal.needs_checkpoint() {

@@ -1,17 +1,18 @@
-//! Lines on a Unix socket, with a limit for their length and one deadline for request and answer together.
+//! Lines on a socket, with a limit for their length and one deadline for request and answer together.
 //!
 //! A socket's own timeouts apply to each call, so a peer that sends byte after byte could block the reader for ever.
 //! This module knows nothing of what the lines mean.
 
 use std::{
     io::{self, BufRead as _, BufReader, Read, Write},
-    os::unix::net::UnixStream,
     time::{Duration, Instant},
 };
 
+use socket2::SockRef;
+
 /// A socket with a deadline. A read or write that is not done by then fails.
 pub(super) struct DeadlineStream<'a> {
-    pub(super) stream: &'a UnixStream,
+    pub(super) socket: SockRef<'a>,
     pub(super) deadline: Instant,
 }
 
@@ -39,15 +40,15 @@ impl DeadlineStream<'_> {
 
 impl Read for DeadlineStream<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.stream.set_read_timeout(self.remaining()?)?;
-        self.stream.read(buffer)
+        self.socket.set_read_timeout(self.remaining()?)?;
+        (&*self.socket).read(buffer)
     }
 }
 
 impl Write for DeadlineStream<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.stream.set_write_timeout(self.remaining()?)?;
-        self.stream.write(bytes)
+        self.socket.set_write_timeout(self.remaining()?)?;
+        (&*self.socket).write(bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {

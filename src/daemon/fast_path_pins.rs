@@ -42,6 +42,7 @@ pub(super) struct FastPathPins(File);
 pub(crate) fn off_reason(fast_path: config::FastPathMode) -> Option<&'static str> {
     match fast_path {
         config::FastPathMode::Off => Some(FastPathStatus::OFF_BY_CONFIGURATION),
+        config::FastPathMode::OffInPair => Some(FastPathStatus::OFF_IN_PAIR),
         config::FastPathMode::Auto if !HAS_PROGRAM => Some(FastPathUnavailable::NOT_BUILT),
         config::FastPathMode::Auto => None,
     }

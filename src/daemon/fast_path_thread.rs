@@ -285,5 +285,6 @@ pub(super) fn reopen_program_pinholes(
     if leftover.is_empty() {
         return Ok(());
     }
-    shared.reopen_unused_pinholes(parameters, kernel, |pinhole| leftover.contains(pinhole))
+    let is_left = |pinhole: &_| leftover.contains(pinhole);
+    shared.reopen_unused_pinholes(parameters, kernel, is_left).map(drop)
 }

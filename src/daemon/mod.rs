@@ -12,6 +12,7 @@
 #[macro_use]
 pub mod catalogue;
 
+mod activation;
 pub mod config_file;
 pub mod confine;
 pub(crate) mod control_client;
@@ -30,6 +31,8 @@ mod log;
 mod log_files;
 mod metrics;
 mod operator_rules;
+mod pair;
+mod pair_link;
 mod queries;
 mod rates;
 mod records;
@@ -40,6 +43,7 @@ pub mod snapshot;
 mod start_table;
 mod state_dir;
 mod status_source;
+mod store;
 mod table_guard;
 mod takeover;
 mod threads;

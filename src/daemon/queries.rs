@@ -208,6 +208,10 @@ impl StatusSource for SharedState {
         self.read_fast_path();
         self.pinhole_rows()
     }
+
+    fn change_role(&self, active: bool) -> Result<String, String> {
+        if active { self.activate() } else { self.deactivate("as ordered") }
+    }
 }
 
 /// Looks up the translation of `session`, unless its engine has done that.

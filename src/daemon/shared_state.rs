@@ -27,6 +27,7 @@ use super::{
     log::EventLog,
     log_files::{LineFile, LogFiles},
     metrics::DecisionTimes,
+    pair::Pair,
     rates::{self, CounterHistory},
     running_bytes::RunningBytes,
     shard::{Shard, lock},
@@ -77,6 +78,8 @@ pub(super) struct SharedState {
     pub(super) unconfined: Vec<String>,
     /// The fast path, or why it is off.
     pub(super) fast_path: Result<FastPathReader, String>,
+    /// This gateway as one of two, if it is.
+    pub(super) pair: Option<Arc<Pair>>,
     /// The kernel for everything that no worker does: queries, the table, the start and the end.
     pub(super) kernel: Mutex<LinuxKernel>,
 }
@@ -235,7 +238,7 @@ impl SharedState {
         }
         status.counters.limits.closing_set = self.closing_set_overflows.load(Ordering::Relaxed);
         for shard in &self.shards {
-            let Shard { engine, journal } = &*lock(shard);
+            let Shard { engine, journal, .. } = &*lock(shard);
             status.memory = engine.sessions.memory() as u64; // of all shards
             status.counters += engine.counters();
             if !journal.is_writable() {
@@ -253,6 +256,7 @@ impl SharedState {
             Err(why) => FastPathStatus::off(why),
         };
         status.names = self.external_names.rows();
+        status.pair = self.pair.as_ref().map(|pair| pair.status(self.shards_behind()));
         status.unconfined = self.unconfined.clone();
         (status, unwritten)
     }
@@ -263,29 +267,30 @@ impl SharedState {
     }
 
     /// Opens the pinholes of sessions that are missing in the table according to `is_missing` and that no connection has
-    /// consumed.
+    /// consumed. Returns how many.
     pub(super) fn reopen_unused_pinholes(
         &self,
         parameters: &RuleParameters,
         kernel: &mut LinuxKernel,
         is_missing: impl Fn(&PinholeEnds) -> bool,
-    ) -> Result<(), NetfilterError> {
+    ) -> Result<usize, NetfilterError> {
         // Expectations are in no table.
-        if parameters.backend == Backend::Nftables {
-            let used = consumed_pinholes(parameters)?;
-            let is_missing = |one: &PinholeEnds| is_missing(one) && !used.contains(&one.key());
-            self.reopen_pinholes(kernel, is_missing);
+        if parameters.backend != Backend::Nftables {
+            return Ok(0);
         }
-        Ok(())
+        let used = consumed_pinholes(parameters)?;
+        let is_missing = |one: &PinholeEnds| is_missing(one) && !used.contains(&one.key());
+        Ok(self.reopen_pinholes(kernel, is_missing))
     }
 
     /// Opens the pinholes of sessions that are missing in the kernel according to `is_missing`, for the rest of their
-    /// time.
+    /// time. Returns how many.
     pub(super) fn reopen_pinholes(
         &self,
         kernel: &mut LinuxKernel,
         is_missing: impl Fn(&PinholeEnds) -> bool,
-    ) {
+    ) -> usize {
+        let mut opened = 0;
         // A worker may adopt a session between the looks at two shards.
         let mut tried = HashSet::new();
         for shard in &self.shards {
@@ -294,12 +299,14 @@ impl SharedState {
                 sessions.missing_pinholes(Instant::now(), &is_missing).collect();
             missing.retain(|opening| tried.insert(opening.ends.key()));
             let mut failed = kernel.open_many(&missing);
+            opened += missing.len() - failed.len();
             // Another program's rules may have it.
             failed.retain(|error| !matches!(error, KernelError::Taken));
             if let Some(error) = failed.first() {
                 self.report_errors(failed.len() as u64, error);
             }
         }
+        opened
     }
 
     /// Closes pinholes of the table of which only initiator and arrival are known.

@@ -60,6 +60,8 @@ pub struct Status {
     pub unconfined: Vec<String>,
     /// The fast path.
     pub fast_path: FastPathStatus,
+    /// This gateway as one of two. `None` without `[pair]`.
+    pub pair: Option<PairStatus>,
     /// What is wrong.
     #[serde(flatten)]
     pub findings: Findings,
@@ -255,6 +257,8 @@ pub enum FastPathState {
 }
 
 impl FastPathStatus {
+    /// Why it is off in a pair of gateways.
+    pub const OFF_IN_PAIR: &str = "this is one of a pair, and the other gateway would not know the lines that the program passes";
     /// Why the fast path is off if the configuration turns it off.
     pub const OFF_BY_CONFIGURATION: &str = "the configuration says so";
     /// Why the fast path is off in the first moments.
@@ -408,6 +412,37 @@ impl Status {
             ..Self::default()
         }
     }
+}
+
+/// This gateway as one of two, and what its store says of the other one.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PairStatus {
+    /// `active` or `standby`.
+    pub role: String,
+    /// The epoch of the gateway that was activated last, as far as this one knows. Its own, if it is active.
+    pub epoch: u64,
+    /// Whole seconds since the role changed.
+    pub since_seconds: u64,
+    /// `ok`, or why the own store cannot be used.
+    pub store: String,
+    /// Whether the other gateway's store confirms what this one writes.
+    pub replica: bool,
+    /// Shards whose records are not all in the own store.
+    pub shards_behind: u64,
+    /// Batches of packets that the other gateway's store did not confirm in time, since the start.
+    pub unconfirmed: u64,
+    /// Seconds since the two stores last heard of each other. `None` if they are not connected.
+    pub lag: Option<f64>,
+    /// The other gateway's store.
+    pub peer: SocketAddr,
+    /// Why it cannot be asked, if it cannot.
+    pub peer_failure: Option<String>,
+    /// The version of the other gateway's daemon, if that one is running.
+    pub peer_version: Option<String>,
+    /// How many seconds the other gateway's time of day is ahead.
+    pub clocks_apart: Option<f64>,
+    /// Whether both have the same configuration, as far as they must.
+    pub same_configuration: Option<bool>,
 }
 
 /// One control connection.

@@ -32,7 +32,7 @@ use ftp_alg_core::engine::{
 
 use super::{
     counted::counted,
-    records::{Need, Records},
+    records::{Frame, Need, Records, append_frame},
 };
 use crate::kernel::{
     clocks::{monotonic_zero, since_1970},
@@ -50,8 +50,6 @@ const LAST_SESSION: &str = "last-session";
 const RESTORED: &str = "restored.sessions";
 /// The start of every journal, before the number of its format.
 const MAGIC: &str = "ftp-alg sessions, format ";
-/// The bytes before a record: its length and its checksum, both 32 bits in little-endian order.
-const FRAME_HEADER: usize = 8;
 /// How much longer than twice its last checkpoint a journal may be before it gets the next.
 const SLACK: u64 = 4 << 20;
 /// Longer files are refused. No journal is as long, and reading one would take too much memory.
@@ -132,19 +130,21 @@ impl StateDir {
         })
     }
 
-    /// Restores the sessions of all journals at these control ports into the first of `engines`. Then starts a new journal
-    /// for each of them: the one of the restored sessions, and those of `queues`.
+    /// Restores the sessions of all journals at these control ports into the first of `engines`, unless they are another
+    /// gateway's by now. Then starts a new journal for each engine: the one of the restored sessions, and those of `queues`.
     pub(super) fn open_journals(
         &self,
         control_ports: &[u16],
         queues: &[u16],
         engines: &mut [Engine],
+        restores: bool,
     ) -> io::Result<Vec<Journal>> {
         let (restored_path, found) = (self.path.join(RESTORED), self.find_journals()?);
         let mut saved = SessionRecords::default();
+        let found_here = found.iter().filter(|_| restores);
         // The journal of a worker is newer for the sessions that the worker has adopted.
-        let leftover = restored_path.exists().then_some(&restored_path);
-        for journal in leftover.into_iter().chain(&found) {
+        let leftover = Some(&restored_path).filter(|path| restores && path.exists());
+        for journal in leftover.into_iter().chain(found_here) {
             match self.read_journal(journal) {
                 Ok(sessions) => saved.add(sessions),
                 Err(why) => put_aside(journal, &why)?,
@@ -242,16 +242,17 @@ impl StateDir {
             return Err(why.to_owned());
         };
         let mut records = Vec::new();
-        while let Some((frame, after)) = rest.split_first_chunk::<FRAME_HEADER>() {
-            let [a, b, c, d, sum @ ..] = *frame;
-            let length = u32::from_le_bytes([a, b, c, d]) as usize;
-            let Some((record, after)) = after.split_at_checked(length) else { break };
-            // Zeros have a checksum of zero.
-            if length == 0 || crc32fast::hash(record) != u32::from_le_bytes(sum) {
-                return Err(format!("it is damaged at byte {}", content.len() - rest.len()));
+        loop {
+            match Frame::read(rest) {
+                Frame::Whole(record, after) => {
+                    records.push(record);
+                    rest = after;
+                }
+                Frame::Cut => break,
+                Frame::Damaged => {
+                    return Err(format!("it is damaged at byte {}", content.len() - rest.len()));
+                }
             }
-            records.push(record);
-            rest = after;
         }
         Ok(records)
     }
@@ -314,7 +315,11 @@ impl StateDir {
 
 /// Whether the rules queue a connection: by the server's own port, or by the port that its clients dialled. While the
 /// translation is unknown, the dialled port may be any.
-fn is_queued(control_ports: &[u16], server: SocketAddr, translation: Option<&Translation>) -> bool {
+pub(super) fn is_queued(
+    control_ports: &[u16],
+    server: SocketAddr,
+    translation: Option<&Translation>,
+) -> bool {
     control_ports.contains(&server.port())
         || translation.is_none_or(|ends| control_ports.contains(&ends.server_external.port()))
 }
@@ -423,6 +428,11 @@ impl Journal {
         self.file.is_some()
     }
 
+    /// As [`maintain`](Records::maintain), with a checkpoint in any case.
+    pub(super) fn replace(&mut self, engine: &mut Engine) -> Result<(), String> {
+        self.checkpoint(engine).map_err(|error| self.describe_failure(&error))
+    }
+
     /// Replaces the journal by a checkpoint: all sessions of `engine`.
     fn checkpoint(&mut self, engine: &mut Engine) -> io::Result<()> {
         let Self { path, origin, buffer, .. } = self;
@@ -470,13 +480,6 @@ impl Journal {
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
-}
-
-/// Appends a record with its length and checksum to `buffer`.
-fn append_frame(record: &[u8], buffer: &mut Vec<u8>) {
-    buffer.extend_from_slice(&(record.len() as u32).to_le_bytes()); // of bounded queues
-    buffer.extend_from_slice(&crc32fast::hash(record).to_le_bytes());
-    buffer.extend_from_slice(record);
 }
 
 #[cfg(test)]

@@ -34,7 +34,7 @@ fn restore(state: &StateDir) -> (Engine, Journal) {
 fn restore_shards(state: &StateDir) -> [(Engine, Journal); 2] {
     let worker = engine();
     let mut engines = [worker.new_restored_shard(), worker.new_shard()];
-    let journals = state.open_journals(&[21], &[7], &mut engines).unwrap();
+    let journals = state.open_journals(&[21], &[7], &mut engines, true).unwrap();
     let mut shards = engines.into_iter().zip(journals);
     std::array::from_fn(|_| shards.next().unwrap())
 }
@@ -218,7 +218,7 @@ fn a_daemon_with_more_or_fewer_workers_restores_all_sessions() {
         let first = engine();
         let mut engines = vec![first.new_restored_shard()];
         engines.extend(queues.iter().map(|_| first.new_shard()));
-        let mut journals = state.open_journals(&[21], queues, &mut engines).unwrap();
+        let mut journals = state.open_journals(&[21], queues, &mut engines, true).unwrap();
         let (restored, workers) = engines.split_first_mut().unwrap();
         assert_eq!(restored.sessions.count(), 100, "{queues:?}");
         // Each worker adopts some, and writes it.

@@ -19,6 +19,8 @@ pub trait StatusSource: Send + Sync {
     /// The open session with the number `id`.
     fn session(&self, id: u64) -> Option<SessionDetail<StoredEvent>>;
     fn pinholes(&self) -> Vec<PinholeRow>;
+    /// Activates or deactivates this gateway, one of a pair. Returns what was done, in one line.
+    fn change_role(&self, active: bool) -> Result<String, String>;
 }
 
 #[cfg(test)]
@@ -70,6 +72,10 @@ pub mod fixed {
 
         fn pinholes(&self) -> Vec<PinholeRow> {
             Vec::new()
+        }
+
+        fn change_role(&self, active: bool) -> Result<String, String> {
+            Ok(if active { "active" } else { "standby" }.to_owned())
         }
     }
 }

@@ -21,6 +21,7 @@ use super::{
     ServiceError,
     counted::counted,
     daemon_host::WorkerQueue,
+    pair::Pair,
     records::Records as _,
     shard::{Shard, lock},
     shared_state::SharedState,
@@ -61,6 +62,10 @@ impl Worker {
         let mut next_tick = Instant::now();
         let mut next_expiry = next_tick;
         while !end.load(Ordering::Acquire) {
+            if let Some(pair) = self.shared.pair.clone().filter(|pair| pair.is_standby()) {
+                self.stand_by(&pair, end);
+                continue;
+            }
             let mut packets = self.queue.wait()?;
             let mut now = Instant::now();
             let had_lapsed = has_lapsed;
@@ -98,6 +103,29 @@ impl Worker {
             }
         }
         Ok(())
+    }
+
+    /// Leaves all sessions to the other gateway, and reads no packets until this one is active.
+    #[cold]
+    fn stand_by(&mut self, pair: &Pair, end: &AtomicBool) {
+        let Self { queue, index, kernel, parameters, shared, .. } = self;
+        let now = Instant::now();
+        let mut shard = lock(shared.shard_of(*index));
+        shard.leave_sessions(now, kernel);
+        let verdicts = queue.verdicts();
+        let queue = WorkerQueue { verdicts, parameters, checks_downtime: false };
+        shard.finish(now, shared, kernel, Some(queue));
+        shard.engine.take_events(Vec::new());
+        drop(shard);
+        if *index == 0 {
+            let mut restored = lock(shared.restored());
+            restored.leave_sessions(now, kernel);
+            restored.finish(now, shared, kernel, None);
+            restored.engine.take_events(Vec::new());
+            shared.restored_remaining.store(0, Ordering::Relaxed);
+        }
+        pair.park(end, || shared.progress.note_pass(*index, Instant::now()));
+        self.reorder_deadline = None;
     }
 
     /// Handles the packets that were read. If they are `late`, other packets of their connections may have passed
@@ -195,7 +223,10 @@ impl Worker {
         interval.min(TICK)
     }
 
-    fn maintain_journal(&self, Shard { engine, journal }: &mut Shard) {
+    fn maintain_records(&self, Shard { engine, journal, store }: &mut Shard) {
+        if let Some(store) = store {
+            self.shared.report(store.maintain(engine));
+        }
         let was_written = journal.is_writable();
         // Of a series of failures the first one is in the log.
         if let Err(error) = journal.maintain(engine)
@@ -207,9 +238,9 @@ impl Worker {
 
     /// Does the work of each second: the journal, and the counts for the log.
     fn tick(&mut self) {
-        self.maintain_journal(&mut lock(self.shared.shard_of(self.index)));
+        self.maintain_records(&mut lock(self.shared.shard_of(self.index)));
         if self.index == 0 {
-            self.maintain_journal(&mut lock(self.shared.restored()));
+            self.maintain_records(&mut lock(self.shared.restored()));
             self.shared.log.log_skipped();
         }
         let (number, counts) = (self.queue.number(), self.queue.counts());

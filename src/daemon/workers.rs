@@ -32,6 +32,8 @@ use super::{
     log::EventLog,
     log_files::LogFiles,
     operator_rules::{self, FollowedRules, OperatorRules},
+    pair::Pair,
+    pair_link,
     rates::CounterHistory,
     running_bytes::RunningBytes,
     shard::{Shard, lock},
@@ -78,7 +80,15 @@ pub(super) fn start(
     // earlier daemon's table queues wait until the workers start, or `load_table` drops them.
     let queues = config.queue.numbers().map(Queue::open_with_super_packets);
     let mut queues = queues.collect::<Result<Vec<_>, _>>()?;
-    let (state, shards) = restore_shards(config, state_dir, &parameters, &names)?;
+    let wakers = || queues.iter().map(Queue::waker).collect::<Result<Vec<_>, _>>();
+    let own_wakers = wakers()?;
+    let pair = match &config.pair {
+        Some(settings) => {
+            Some(Arc::new(Pair::new(config, settings, &parameters, state_dir, wakers()?)))
+        }
+        None => None,
+    };
+    let (state, shards) = restore_shards(config, state_dir, &parameters, &names, pair.as_deref())?;
     let session_count: usize = shards.iter().map(|shard| lock(shard).engine.sessions.count()).sum();
     let restored = session_count > 0;
     let group = parameters.data_log_group();
@@ -106,7 +116,6 @@ pub(super) fn start(
     let kernel = make_kernel()?;
     let last_session = state.last_session();
     prepare_sessions(&shards, &kernel, &last_session);
-    let wakers = queues.iter().map(Queue::waker).collect::<Result<Vec<_>, _>>()?;
     let shared = Arc::new(SharedState {
         progress: WorkerProgress::new(queues.len()),
         history: Mutex::new(CounterHistory::new(Instant::now())),
@@ -133,9 +142,10 @@ pub(super) fn start(
         decision_times: config.metrics.listen.map(|_| Arc::default()),
         unconfined,
         fast_path: reader,
+        pair,
         kernel: Mutex::new(kernel),
     });
-    let mut workers = Workers::new(shared, state, wakers);
+    let mut workers = Workers::new(shared, state, own_wakers);
     let have_waited =
         workers.load_table(&parameters, &commits, restored, why_off, events, &mut queues)?;
     workers.heartbeat = Some(HeartbeatRenewer::start(&commits, &workers.shared, have_waited)?);
@@ -154,6 +164,7 @@ pub(super) fn start(
     for (index, queue) in queues.into_iter().enumerate() {
         workers.start_worker(index, queue, make_kernel()?, &parameters, events)?;
     }
+    workers.start_link(events)?;
     log_event!(BACK_END, backend = %backend, "back end {backend}: {backend_reason}");
     Ok(workers)
 }
@@ -183,6 +194,7 @@ fn restore_shards(
     state_dir: &Path,
     parameters: &RuleParameters,
     names: &ExternalNames,
+    pair: Option<&Pair>,
 ) -> Result<(StateDir, Vec<Mutex<Shard>>), String> {
     let addresses = names.addresses();
     let policy = config.policy(|name| addresses.of(name), &Arc::default());
@@ -197,9 +209,14 @@ fn restore_shards(
     };
     let state = StateDir::new(state_dir).map_err(failed)?;
     let control_ports = &parameters.gateway.control_ports;
-    let journals = state.open_journals(control_ports, &numbers, &mut engines).map_err(failed)?;
-    let shard = |(engine, journal)| Mutex::new(Shard { engine, journal });
-    Ok((state, engines.into_iter().zip(journals).map(shard).collect()))
+    let restores = pair.is_none_or(|pair| !pair.is_standby());
+    let journals =
+        state.open_journals(control_ports, &numbers, &mut engines, restores).map_err(failed)?;
+    let shard = |(index, (engine, journal))| {
+        let store = pair.map(|pair| pair.writer(index));
+        Mutex::new(Shard { engine, journal, store })
+    };
+    Ok((state, engines.into_iter().zip(journals).enumerate().map(shard).collect()))
 }
 
 /// Completes `parameters` by the operator's rules, which are being read. Returns both, the sets of ports to which the rules
@@ -259,6 +276,8 @@ pub(super) struct Workers {
     reports_end: Arc<AtomicBool>,
     /// The thread that reads the fast path's lines.
     fast_path_thread: Option<JoinHandle<()>>,
+    /// The thread that looks at the stores of a pair.
+    link_thread: Option<JoinHandle<()>>,
     /// The table: loaded when the queues are open, removed before the workers end.
     table: Option<Table>,
     table_guard: TableGuard,
@@ -276,6 +295,7 @@ impl Workers {
             threads: Vec::new(),
             rules_thread: None,
             fast_path_thread: None,
+            link_thread: None,
             transfers_thread: None,
             table: None,
             reports_end: Arc::default(),
@@ -357,6 +377,19 @@ impl Workers {
         };
         let what = "the reader of the fast path";
         self.fast_path_thread = Some(start_thread("fast-path", what, events.clone(), work)?);
+        Ok(())
+    }
+
+    /// Starts the thread that looks at the stores, if this gateway is one of a pair.
+    fn start_link(&mut self, events: &Sender<DaemonEvent>) -> Result<(), ServiceError> {
+        let Some(pair) = self.shared.pair.clone() else { return Ok(()) };
+        let (shared, end) = (Arc::clone(&self.shared), Arc::clone(&self.stop));
+        let work = move || {
+            pair_link::run(&shared, &pair, &end);
+            Ok(())
+        };
+        let what = "the link to the other gateway";
+        self.link_thread = Some(start_thread("pair", what, events.clone(), work)?);
         Ok(())
     }
 
@@ -546,6 +579,10 @@ impl Drop for Workers {
             waker.wake();
             let _ = thread.join();
         }
+        if let Some(thread) = self.link_thread.take() {
+            thread.thread().unpark();
+            let _ = thread.join();
+        }
         if let Ok(reader) = &self.shared.fast_path {
             if let Some(thread) = self.fast_path_thread.take() {
                 thread.thread().unpark();
@@ -566,6 +603,8 @@ impl Drop for Workers {
             thread.thread().unpark();
         }
         self.shared.log.log_skipped();
+        // What the other gateway may continue stays in the store.
+        self.shared.shards.iter().filter_map(|shard| lock(shard).store.take()).for_each(drop);
         if !needed {
             // Pinholes of the table are gone with it, but expectations are not.
             let mut kernel = lock(&self.shared.kernel);

@@ -98,6 +98,9 @@ problems! {
     /// a daemon has the control socket, and does not answer within 5 seconds, or in words that are not understood
     #[problem("daemon-hung", Problem, Commands, "`systemctl restart ftp-alg`: sessions survive")]
     DaemonHung,
+    /// the store of this machine cannot be used: the other gateway cannot continue sessions, or this one not those of the other
+    #[problem("store", Problem, Daemon, "`systemctl status redis-ftp-alg`; ftp-alg sends what is missing as soon as it answers")]
+    Store,
     /// all file descriptors of the daemon are in use: it can open no file and no socket
     #[problem("file-descriptors", Problem, Daemon, "run `prlimit` as printed: no restart is needed; then raise `LimitNOFILE` in its unit")]
     FileDescriptors,

@@ -6,8 +6,8 @@ use ftp_alg::daemon::{
     catalogue,
     health::{FoundBy, ProblemName},
     snapshot::{
-        ClientBytes, DaemonCounters, FastPathCounters, Findings, NameRow, PinholeRow, Problem,
-        ServerTotals, SessionDetail, SessionRow, Status, TransferTotals,
+        ClientBytes, DaemonCounters, FastPathCounters, Findings, NameRow, PairStatus, PinholeRow,
+        Problem, ServerTotals, SessionDetail, SessionRow, Status, TransferTotals,
     },
 };
 use ftp_alg_core::{
@@ -99,6 +99,21 @@ fn the_page_of_counters_has_every_field_of_status() {
         transfers,
         names: vec![name],
         unconfined: vec!["landlock".to_owned()],
+        pair: Some(PairStatus {
+            role: "active".to_owned(),
+            epoch: 7,
+            since_seconds: 60,
+            store: "ok".to_owned(),
+            replica: true,
+            shards_behind: 0,
+            unconfirmed: 0,
+            lag: Some(0.0),
+            peer: "10.99.0.2:6379".parse().unwrap(),
+            peer_failure: None,
+            peer_version: None,
+            clocks_apart: None,
+            same_configuration: None,
+        }),
         findings: Findings { problems: vec![problem("table")], warnings: vec![problem("state")] },
         ..Status::default()
     };

@@ -172,6 +172,20 @@ impl Batch {
         self.events.stored()
     }
 
+    /// Whether a peer sees a decision: a changed packet, one of the gateway's own, or an open pinhole.
+    pub fn shows_decision(&self) -> bool {
+        let is_changed = |released: &Released| matches!(released.verdict, Verdict::Replace(_));
+        let is_decision = |event: &Event| {
+            matches!(
+                event.kind,
+                EventKind::Announcement(_) | EventKind::Refusal(_) | EventKind::RangeOpened(_)
+            )
+        };
+        !self.injections.is_empty()
+            || self.verdicts.iter().any(is_changed)
+            || self.events().iter().any(is_decision)
+    }
+
     /// Clears the records, which are written.
     pub(crate) fn clear_records(&mut self) {
         self.records.clear();

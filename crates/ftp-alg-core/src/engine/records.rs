@@ -125,6 +125,16 @@ impl SessionRecords {
         }
     }
 
+    /// Number of sessions.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is no session.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Adds other records, which are newer.
     pub fn add(&mut self, Self(others): Self) {
         self.0.extend(others);

@@ -1,0 +1,216 @@
+//! Activates and deactivates this gateway.
+
+use std::{
+    io,
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
+
+use ftp_alg_core::engine::{RestoredCounts, SessionRecords};
+use redis::cmd;
+
+use super::{
+    counted::counted,
+    pair::{Pair, Role, STORE_LIMIT},
+    records::Frame,
+    shard::{Shard, lock},
+    shared_state::SharedState,
+    state_dir::is_queued,
+    store::{Gateway, StoreConnection, keys},
+};
+use crate::config::Backend;
+
+/// The error of a daemon that is no part of a pair.
+const NO_PAIR: &str = "this gateway is not one of a pair: its configuration has no [pair]";
+/// How many records are read at a time.
+const COUNT: u32 = 512;
+/// A longer record is not read: no session has one.
+const MAX_RECORD: usize = 64 << 10;
+/// The most shards: the workers and the restored sessions.
+const MAX_SHARDS: usize = 65;
+/// How long the workers may take to finish their batches.
+const PARK_LIMIT: Duration = Duration::from_secs(2);
+/// How long the last records may take to the other gateway, in milliseconds.
+const LAST_RECORDS_LIMIT: u32 = 500;
+
+/// What the store has of the other gateway.
+struct Found {
+    /// The other gateway's epoch.
+    epoch: u64,
+    /// The zero of its clock, by ours.
+    zero: Instant,
+    records: SessionRecords,
+    /// How many records cannot be read.
+    damaged: usize,
+}
+
+impl Pair {
+    /// Makes the own store the primary, and reads the other gateway's records.
+    fn take_over(&self, max_sessions: usize) -> io::Result<(StoreConnection, Found)> {
+        let deadline = Instant::now() + STORE_LIMIT;
+        let mut store = StoreConnection::open_own(&self.settings.store, STORE_LIMIT)?;
+        store.run(cmd("REPLICAOF").arg("NO").arg("ONE"), deadline)?;
+        let epoch: Option<u64> = store.query(cmd("GET").arg(keys::current()), deadline)?;
+        let epoch = epoch.unwrap_or(0);
+        let mut found =
+            Found { epoch, zero: Instant::now(), records: SessionRecords::default(), damaged: 0 };
+        let Some(other) = Gateway::read(&mut store, &keys::pair(epoch), deadline)? else {
+            return Ok((store, found));
+        };
+        found.zero = self.zero_of(&other);
+        for shard in 0..other.shards.min(MAX_SHARDS) {
+            let key = keys::sessions(epoch, shard);
+            let mut cursor = "0".to_owned();
+            while found.records.len() < max_sessions {
+                let command = cmd("HSCAN").arg(&key).arg(&cursor).arg("COUNT").arg(COUNT).clone();
+                let (next, pairs): (String, Vec<Vec<u8>>) = store.query(&command, deadline)?;
+                let values = pairs.iter().skip(1).step_by(2);
+                let whole = values.clone().filter_map(|value| match Frame::read(value) {
+                    Frame::Whole(record, []) if record.len() <= MAX_RECORD => Some(record),
+                    _ => None,
+                });
+                let (records, damaged) = SessionRecords::read_each(whole.clone());
+                found.damaged += values.count() - whole.count() + damaged;
+                // A worker's record is newer than that of the restored session which it has adopted.
+                found.records.add(records);
+                cursor = next;
+                if cursor == "0" {
+                    break;
+                }
+            }
+        }
+        Ok((store, found))
+    }
+
+    /// The zero of the other gateway's clock, from which its records count. Its time of day may be wrong, so it is known
+    /// from when the link saw what its clock showed.
+    fn zero_of(&self, other: &Gateway) -> Instant {
+        let now = Instant::now();
+        let seen = self.seen().clone();
+        let is_same = seen.peer.is_some_and(|peer| peer.up == other.up && peer.id == other.id);
+        let at = seen.peer_at.filter(|_| is_same).unwrap_or(now);
+        at.checked_sub(Duration::from_millis(other.up)).unwrap_or(now)
+    }
+
+    /// Waits until the other gateway's store has the last records, and makes the own store its replica.
+    fn hand_over(&self) -> io::Result<()> {
+        let deadline = Instant::now() + STORE_LIMIT;
+        let mut store = StoreConnection::open_own(&self.settings.store, STORE_LIMIT)?;
+        // WAIT is about what its own connection has written before.
+        let touch = cmd("SET").arg(keys::touched()).arg(1).arg("EX").arg(60).clone();
+        if store.run(&touch, deadline).is_ok() {
+            store.run(cmd("WAIT").arg(1).arg(LAST_RECORDS_LIMIT), deadline)?;
+        }
+        self.demote_store(&mut store, deadline)
+    }
+}
+
+impl SharedState {
+    /// Continues the sessions of the other gateway. Returns what was taken over, in one line.
+    pub(super) fn activate(&self) -> Result<String, String> {
+        let pair = self.pair.as_ref().ok_or(NO_PAIR)?;
+        let _changing = lock(&pair.changing);
+        if let Role::Active { epoch } = pair.role() {
+            return Ok(format!("already active, epoch {epoch}"));
+        }
+        let begun = Instant::now();
+        let max_sessions = lock(self.restored()).engine.sessions.policy().max_sessions;
+        let (mut store, found, failure) = match pair.take_over(max_sessions) {
+            Ok((store, found)) => (Some(store), found, None),
+            Err(error) => {
+                let epoch = pair.seen().current;
+                let records = SessionRecords::default();
+                (None, Found { epoch, zero: begun, records, damaged: 0 }, Some(error))
+            }
+        };
+        let epoch = found.epoch + 1;
+        let damaged = found.damaged;
+        let RestoredCounts { sessions, adjusted, .. } = self.continue_sessions(pair, found);
+        let pinholes = self.open_pinholes(pair);
+        for shard in &self.shards {
+            if let Some(writer) = &mut lock(shard).store {
+                writer.begin(epoch);
+            }
+        }
+        if let Some(store) = &mut store {
+            let claim = cmd("SET").arg(keys::current()).arg(epoch).clone();
+            self.report(store.run(&claim, begun + STORE_LIMIT));
+        }
+        self.report(pair.set_role(Role::Active { epoch }));
+        let millis = begun.elapsed().as_millis();
+        let lost = match (failure, damaged) {
+            (Some(error), _) => format!(", because the store cannot be read: {error}"),
+            (None, 0) => String::new(),
+            (None, damaged) => format!("; {} cannot be read", counted(damaged as u64, "record")),
+        };
+        let text = format!(
+            "active, epoch {epoch}: took over {} ({adjusted} with sequence adjustment) and {} in {millis} ms{lost}",
+            counted(sessions as u64, "session"),
+            counted(pinholes as u64, "pinhole")
+        );
+        log_event!(ACTIVATED, epoch, sessions, adjusted, pinholes, "{text}");
+        Ok(text)
+    }
+
+    /// Restores the sessions of the records that were found.
+    fn continue_sessions(&self, pair: &Pair, found: Found) -> RestoredCounts {
+        let Found { mut records, zero, .. } = found;
+        records.leave_machine();
+        let control_ports = &pair.parameters.gateway.control_ports;
+        records.mark_unqueued(|server, translation| is_queued(control_ports, server, translation));
+        let mut guard = lock(self.restored());
+        let Shard { engine, journal, .. } = &mut *guard;
+        let counts = engine.sessions.restore_sessions(records, Instant::now(), zero);
+        self.report(journal.replace(engine));
+        self.restored_remaining.store(engine.sessions.count(), Ordering::Relaxed);
+        counts
+    }
+
+    /// Opens the pinholes and ranges of the restored sessions. Returns the number of pinholes.
+    fn open_pinholes(&self, pair: &Pair) -> usize {
+        let mut kernel = lock(&self.kernel);
+        self.close_forbidden_pinholes(&mut kernel);
+        let opened = match pair.parameters.backend {
+            Backend::Nftables => {
+                let opened = self.reopen_unused_pinholes(&pair.parameters, &mut kernel, |_| true);
+                self.report(opened).unwrap_or_default()
+            }
+            // Nobody knows which of them a connection has consumed.
+            Backend::Conntrack => self.reopen_pinholes(&mut kernel, |_| true),
+        };
+        self.reopen_ranges(&mut kernel);
+        opened
+    }
+
+    /// Leaves all sessions to the other gateway. Returns what was left, in one line.
+    pub(super) fn deactivate(&self, why: &str) -> Result<String, String> {
+        let pair = self.pair.as_ref().ok_or(NO_PAIR)?;
+        let _changing = lock(&pair.changing);
+        let Role::Active { epoch } = pair.role() else {
+            return Ok("already standby".to_owned());
+        };
+        let mut sessions = 0;
+        self.with_each(|engine| sessions += engine.sessions.count());
+        let saved = pair.set_role(Role::Standby);
+        self.report(saved);
+        if !pair.wait_until_parked(PARK_LIMIT) {
+            self.report_error(&"a worker does not stop to read packets");
+        }
+        let handed = pair.hand_over();
+        let failure = handed.err().map_or(String::new(), |error| {
+            format!("; the store cannot be made a replica yet: {error}")
+        });
+        let text = format!(
+            "standby, after epoch {epoch}: left {} to the other gateway ({why}){failure}",
+            counted(sessions as u64, "session")
+        );
+        log_event!(DEACTIVATED, epoch, sessions, "{text}");
+        Ok(text)
+    }
+
+    /// How many shards have records that the own store lacks.
+    pub(super) fn shards_behind(&self) -> usize {
+        let is_behind = |shard: &Shard| shard.store.as_ref().is_some_and(|store| store.is_behind());
+        self.shards.iter().filter(|shard| is_behind(&lock(shard))).count()
+    }
+}

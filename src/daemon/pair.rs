@@ -1,0 +1,280 @@
+//! This gateway as one of two: its role, and what it knows of the other one.
+//!
+//! keepalived moves addresses and orders the role, conntrackd has the connections of the kernel, and a [store](super::store)
+//! on each gateway has the records: the standby's is a replica of the active one's. A daemon asks the other gateway's store
+//! only whether that one is active, too.
+//!
+//! Invariants:
+//! - The workers of a standby read no packets. What comes early waits in the kernel's queue. Otherwise a worker would begin
+//!   a picked-up session, and the restored one would not be found.
+//! - An active gateway writes to keys with its own epoch in their name. If two are active, each has its own keys, and the
+//!   one with the lower epoch finds the other's, and deactivates.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use redis::cmd;
+
+use super::{
+    shard::lock,
+    snapshot::PairStatus,
+    store::{Gateway, StoreConnection, StoreLink, StoreWriter, keys, millis},
+};
+use crate::{
+    config::{Config, PairSettings},
+    kernel::{
+        RuleParameters,
+        clocks::{monotonic_zero, since_1970},
+        queue::Waker,
+    },
+};
+
+/// The file in the state directory with the role, for a restarted daemon.
+const ROLE: &str = "role";
+/// How often a parked worker records progress.
+const PARKED_PASS: Duration = Duration::from_millis(100);
+/// How long a restarted daemon, or one that changes its role, waits for the store.
+pub(super) const STORE_LIMIT: Duration = Duration::from_secs(2);
+
+/// What a gateway is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    Standby,
+    Active { epoch: u64 },
+}
+
+impl Role {
+    /// The role that the state directory has, if any.
+    fn saved(state_dir: &Path) -> Option<Self> {
+        let text = fs::read_to_string(state_dir.join(ROLE)).ok()?;
+        let epoch = text.trim_end().strip_prefix("active ")?.parse().ok()?;
+        Some(Self::Active { epoch })
+    }
+
+    fn save(self, state_dir: &Path) -> io::Result<()> {
+        let text = match self {
+            Self::Standby => "standby\n".to_owned(),
+            Self::Active { epoch } => format!("active {epoch}\n"),
+        };
+        let new = state_dir.join("role.new");
+        fs::write(&new, text)?;
+        fs::rename(new, state_dir.join(ROLE))
+    }
+}
+
+/// This gateway, one of a pair.
+pub(super) struct Pair {
+    pub(super) settings: PairSettings,
+    pub(super) parameters: RuleParameters,
+    state_dir: PathBuf,
+    /// This gateway, but for its times.
+    pub(super) own: Gateway,
+    state: Mutex<State>,
+    /// The role has changed, or a worker is parked.
+    changed: Condvar,
+    is_standby: AtomicBool,
+    /// Held while the role changes.
+    pub(super) changing: Mutex<()>,
+    /// Wakes the workers.
+    wakers: Mutex<Vec<Waker>>,
+    pub(super) link: Arc<StoreLink>,
+    seen: Mutex<Seen>,
+}
+
+struct State {
+    role: Role,
+    since: Instant,
+    /// How many workers read no packets.
+    parked: usize,
+}
+
+impl Pair {
+    /// The gateway of `config`, with the role that a restarted daemon has: the earlier one, unless the other gateway was
+    /// activated since.
+    pub(super) fn new(
+        config: &Config,
+        settings: &PairSettings,
+        parameters: &RuleParameters,
+        state_dir: &Path,
+        wakers: Vec<Waker>,
+    ) -> Self {
+        let compared = Config {
+            pair: None,
+            metrics: Config::default().metrics,
+            log: Config::default().log,
+            ..config.clone()
+        };
+        let own = Gateway {
+            id: std::hash::BuildHasher::hash_one(
+                &std::hash::RandomState::new(),
+                std::process::id(),
+            ),
+            version: env!("FTP_ALG_VERSION").to_owned(),
+            config: crc32fast::hash(format!("{compared:?}").as_bytes()).into(),
+            shards: usize::from(config.queue.workers()) + 1,
+            ..Gateway::default()
+        };
+        let role = restarted_role(settings, state_dir);
+        Self {
+            settings: settings.clone(),
+            parameters: parameters.clone(),
+            state_dir: state_dir.to_owned(),
+            own,
+            state: Mutex::new(State { role, since: Instant::now(), parked: 0 }),
+            changed: Condvar::new(),
+            is_standby: AtomicBool::new(role == Role::Standby),
+            changing: Mutex::new(()),
+            wakers: Mutex::new(wakers),
+            link: Arc::default(),
+            seen: Mutex::default(),
+        }
+    }
+
+    /// The writer of a shard's records, which begins if this gateway is active.
+    pub(super) fn writer(&self, shard: usize) -> StoreWriter {
+        let mut writer = StoreWriter::new(Arc::clone(&self.link), shard, self.settings.confirm);
+        if let Role::Active { epoch } = self.role() {
+            writer.begin(epoch);
+        }
+        writer
+    }
+
+    pub(super) fn role(&self) -> Role {
+        lock(&self.state).role
+    }
+
+    /// Whether workers are to read no packets.
+    pub(super) fn is_standby(&self) -> bool {
+        self.is_standby.load(Ordering::Acquire)
+    }
+
+    /// Blocks a worker until this gateway is active, or the daemon ends. Calls `pass` meanwhile.
+    pub(super) fn park(&self, end: &AtomicBool, pass: impl Fn()) {
+        let mut state = lock(&self.state);
+        state.parked += 1;
+        self.changed.notify_all();
+        while state.role == Role::Standby && !end.load(Ordering::Acquire) {
+            pass();
+            state = self
+                .changed
+                .wait_timeout(state, PARKED_PASS)
+                .map_or_else(|poisoned| poisoned.into_inner().0, |(state, _)| state);
+        }
+        state.parked -= 1;
+    }
+
+    /// Changes the role, and saves it. Returns why it could not be saved.
+    pub(super) fn set_role(&self, role: Role) -> io::Result<()> {
+        let saved = role.save(&self.state_dir);
+        let mut state = lock(&self.state);
+        (state.role, state.since) = (role, Instant::now());
+        self.is_standby.store(role == Role::Standby, Ordering::Release);
+        self.changed.notify_all();
+        drop(state);
+        self.link.wake();
+        lock(&self.wakers).iter().for_each(Waker::wake);
+        saved
+    }
+
+    /// Waits until no worker reads packets. Returns whether none does.
+    pub(super) fn wait_until_parked(&self, limit: Duration) -> bool {
+        let workers = lock(&self.wakers).len();
+        let state = lock(&self.state);
+        let are_running = |state: &mut State| state.parked < workers;
+        let waited = self.changed.wait_timeout_while(state, limit, are_running);
+        waited.is_ok_and(|(_, waited)| !waited.timed_out())
+    }
+
+    /// What was seen last.
+    pub(super) fn seen(&self) -> MutexGuard<'_, Seen> {
+        lock(&self.seen)
+    }
+
+    /// Makes the own store a replica of the other gateway's.
+    pub(super) fn demote_store(
+        &self,
+        store: &mut StoreConnection,
+        deadline: Instant,
+    ) -> io::Result<()> {
+        let peer = self.settings.peer;
+        let mut command = cmd("REPLICAOF");
+        command.arg(peer.ip().to_string()).arg(peer.port());
+        store.run(&command, deadline)
+    }
+
+    /// What this gateway says of itself now.
+    pub(super) fn own_now(&self) -> Gateway {
+        let (up, clock) = (millis(monotonic_zero().elapsed()), millis(since_1970()));
+        Gateway { up, clock, ..self.own.clone() }
+    }
+
+    /// The pair's part of `status`.
+    pub(super) fn status(&self, shards_behind: usize) -> PairStatus {
+        let (role, since) = {
+            let state = lock(&self.state);
+            (state.role, state.since)
+        };
+        let seen = self.seen().clone();
+        let differs = seen.peer.as_ref().map(|peer| peer.config != self.own.config);
+        PairStatus {
+            role: if role == Role::Standby { "standby" } else { "active" }.to_owned(),
+            epoch: match role {
+                Role::Active { epoch } => epoch,
+                Role::Standby => seen.current,
+            },
+            since_seconds: since.elapsed().as_secs(),
+            store: seen.store_failure.unwrap_or_else(|| "ok".to_owned()),
+            replica: self.link.has_replica.load(Ordering::Relaxed),
+            shards_behind: shards_behind as u64,
+            unconfirmed: self.link.unconfirmed.load(Ordering::Relaxed),
+            lag: seen.lag.map(|lag| lag.as_secs_f64()),
+            peer: self.settings.peer,
+            peer_failure: seen.peer_failure,
+            peer_version: seen.peer.map(|peer| peer.version),
+            clocks_apart: seen.clocks_apart,
+            same_configuration: differs.map(|differs| !differs),
+        }
+    }
+}
+
+/// The role of a restarted daemon.
+fn restarted_role(settings: &PairSettings, state_dir: &Path) -> Role {
+    let Some(saved @ Role::Active { epoch }) = Role::saved(state_dir) else {
+        return Role::Standby;
+    };
+    let deadline = Instant::now() + STORE_LIMIT;
+    let current = StoreConnection::open_own(&settings.store, STORE_LIMIT).and_then(|mut store| {
+        store.query::<Option<u64>>(cmd("GET").arg(keys::current()), deadline)
+    });
+    match current {
+        Ok(Some(current)) if current > epoch => Role::Standby,
+        // Without the store nobody can tell. The link deactivates this gateway as soon as it finds another one.
+        _ => saved,
+    }
+}
+
+/// What the link's thread saw last.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Seen {
+    /// Why the own store cannot be used.
+    pub(super) store_failure: Option<String>,
+    /// Why the other gateway's store cannot be asked.
+    pub(super) peer_failure: Option<String>,
+    /// The epoch in the own store.
+    pub(super) current: u64,
+    /// The other gateway.
+    pub(super) peer: Option<Gateway>,
+    /// When `peer.up` was first seen to have its value.
+    pub(super) peer_at: Option<Instant>,
+    /// How far the other clock is ahead, in seconds.
+    pub(super) clocks_apart: Option<f64>,
+    /// How far the standby's store is behind.
+    pub(super) lag: Option<Duration>,
+}
