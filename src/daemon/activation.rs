@@ -196,6 +196,16 @@ impl SharedState {
         if !pair.wait_until_parked(PARK_LIMIT) {
             self.report_error(&"a worker does not stop to read packets");
         }
+        let now = Instant::now();
+        let mut kernel = lock(&self.kernel);
+        for shard in &self.shards {
+            let mut shard = lock(shard);
+            shard.leave_sessions(now, &mut *kernel);
+            shard.finish(now, self, &mut kernel, None);
+            shard.engine.take_events(Vec::new());
+        }
+        drop(kernel);
+        self.restored_remaining.store(0, Ordering::Relaxed);
         let handed = pair.hand_over();
         let failure = handed.err().map_or(String::new(), |error| {
             format!("; the store cannot be made a replica yet: {error}")

@@ -15,7 +15,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Condvar, Mutex, MutexGuard,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -74,8 +74,10 @@ pub(super) struct Pair {
     pub(super) settings: PairSettings,
     pub(super) parameters: RuleParameters,
     state_dir: PathBuf,
-    /// This gateway, but for its times.
+    /// This gateway, but for its times and its configuration.
     pub(super) own: Gateway,
+    /// The checksum of its configuration.
+    config: AtomicU64,
     state: Mutex<State>,
     /// The role has changed, or a worker is parked.
     changed: Condvar,
@@ -105,19 +107,12 @@ impl Pair {
         state_dir: &Path,
         wakers: Vec<Waker>,
     ) -> Self {
-        let compared = Config {
-            pair: None,
-            metrics: Config::default().metrics,
-            log: Config::default().log,
-            ..config.clone()
-        };
         let own = Gateway {
             id: std::hash::BuildHasher::hash_one(
                 &std::hash::RandomState::new(),
                 std::process::id(),
             ),
             version: env!("FTP_ALG_VERSION").to_owned(),
-            config: crc32fast::hash(format!("{compared:?}").as_bytes()).into(),
             shards: usize::from(config.queue.workers()) + 1,
             ..Gateway::default()
         };
@@ -127,6 +122,7 @@ impl Pair {
             parameters: parameters.clone(),
             state_dir: state_dir.to_owned(),
             own,
+            config: AtomicU64::new(checksum(config)),
             state: Mutex::new(State { role, since: Instant::now(), parked: 0 }),
             changed: Condvar::new(),
             is_standby: AtomicBool::new(role == Role::Standby),
@@ -156,7 +152,7 @@ impl Pair {
     }
 
     /// Blocks a worker until this gateway is active, or the daemon ends. Calls `pass` meanwhile.
-    pub(super) fn park(&self, end: &AtomicBool, pass: impl Fn()) {
+    pub(super) fn park(&self, end: &AtomicBool, mut pass: impl FnMut()) {
         let mut state = lock(&self.state);
         state.parked += 1;
         self.changed.notify_all();
@@ -209,10 +205,16 @@ impl Pair {
         store.run(&command, deadline)
     }
 
+    /// Notes that this gateway continues with `config`.
+    pub(super) fn note_config(&self, config: &Config) {
+        self.config.store(checksum(config), Ordering::Relaxed);
+    }
+
     /// What this gateway says of itself now.
     pub(super) fn own_now(&self) -> Gateway {
         let (up, clock) = (millis(monotonic_zero().elapsed()), millis(since_1970()));
-        Gateway { up, clock, ..self.own.clone() }
+        let config = self.config.load(Ordering::Relaxed);
+        Gateway { up, clock, config, ..self.own.clone() }
     }
 
     /// The pair's part of `status`.
@@ -222,7 +224,7 @@ impl Pair {
             (state.role, state.since)
         };
         let seen = self.seen().clone();
-        let differs = seen.peer.as_ref().map(|peer| peer.config != self.own.config);
+        let config = self.config.load(Ordering::Relaxed);
         PairStatus {
             role: if role == Role::Standby { "standby" } else { "active" }.to_owned(),
             epoch: match role {
@@ -237,11 +239,18 @@ impl Pair {
             lag: seen.lag.map(|lag| lag.as_secs_f64()),
             peer: self.settings.peer,
             peer_failure: seen.peer_failure,
+            same_configuration: seen.peer.as_ref().map(|peer| peer.config == config),
             peer_version: seen.peer.map(|peer| peer.version),
             clocks_apart: seen.clocks_apart,
-            same_configuration: differs.map(|differs| !differs),
         }
     }
+}
+
+/// A checksum of the configuration, as far as both gateways must have the same.
+fn checksum(config: &Config) -> u64 {
+    let Config { metrics, log, .. } = Config::default();
+    let compared = Config { pair: None, metrics, log, ..config.clone() };
+    crc32fast::hash(format!("{compared:?}").as_bytes()).into()
 }
 
 /// The role of a restarted daemon.

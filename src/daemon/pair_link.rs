@@ -24,6 +24,8 @@ const PERIOD: Duration = Duration::from_millis(100);
 const PEER_PERIOD: Duration = Duration::from_millis(500);
 /// How long it waits for a store.
 const LIMIT: Duration = Duration::from_millis(500);
+/// How long it waits for a connection to the other gateway's store, during which it does nothing else.
+const PEER_LIMIT: Duration = Duration::from_millis(200);
 /// The lifetime of all keys, refreshed while this gateway is active.
 pub(super) const LIFETIME: Duration = Duration::from_secs(3600);
 const REFRESH: Duration = Duration::from_secs(60);
@@ -144,7 +146,7 @@ impl Link {
         let deadline = Instant::now() + LIMIT;
         let store = match &mut self.peer {
             Some(store) => store,
-            None => self.peer.insert(StoreConnection::open_peer(pair.settings.peer, LIMIT)?),
+            None => self.peer.insert(StoreConnection::open_peer(pair.settings.peer, PEER_LIMIT)?),
         };
         let Role::Active { epoch } = role else {
             // A replica takes no writes, and no gateway is active then.
@@ -163,12 +165,14 @@ impl Link {
     }
 
     /// Connects the writers that have none, and sends all records of their shards.
-    fn connect_writers(&self, shared: &SharedState, pair: &Pair) {
+    fn connect_writers(&mut self, shared: &SharedState, pair: &Pair) {
         for shard in &shared.shards {
             let lacks = lock(shard).store.as_ref().is_some_and(|store| store.lacks_connection());
             if !lacks {
                 continue;
             }
+            // The key begins again, without a lifetime.
+            self.next_refresh = None;
             let connected =
                 StoreConnection::open_own(&pair.settings.store, LIMIT).and_then(|mut store| {
                     // One that does not answer would get none of the records.

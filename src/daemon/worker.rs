@@ -40,6 +40,9 @@ const WAIT_STEP: Duration = Duration::from_millis(16);
 /// The shortest wait, if a packet in a reorder queue is about to reach its time limit.
 const MIN_WAIT: Duration = Duration::from_millis(1);
 
+/// How long packets wait for a standby to become active. Their senders have retransmitted older ones.
+const MAX_EARLY: Duration = Duration::from_secs(10);
+
 /// The reader of one queue, with its shard.
 pub(super) struct Worker {
     pub(super) queue: Queue,
@@ -105,7 +108,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Leaves all sessions to the other gateway, and reads no packets until this one is active.
+    /// Leaves the sessions to the other gateway, and reads no packets until this one is active.
     #[cold]
     fn stand_by(&mut self, pair: &Pair, end: &AtomicBool) {
         let Self { queue, index, kernel, parameters, shared, .. } = self;
@@ -113,18 +116,21 @@ impl Worker {
         let mut shard = lock(shared.shard_of(*index));
         shard.leave_sessions(now, kernel);
         let verdicts = queue.verdicts();
-        let queue = WorkerQueue { verdicts, parameters, checks_downtime: false };
-        shard.finish(now, shared, kernel, Some(queue));
+        let waiting = WorkerQueue { verdicts, parameters, checks_downtime: false };
+        shard.finish(now, shared, kernel, Some(waiting));
         shard.engine.take_events(Vec::new());
         drop(shard);
-        if *index == 0 {
-            let mut restored = lock(shared.restored());
-            restored.leave_sessions(now, kernel);
-            restored.finish(now, shared, kernel, None);
-            restored.engine.take_events(Vec::new());
-            shared.restored_remaining.store(0, Ordering::Relaxed);
-        }
-        pair.park(end, || shared.progress.note_pass(*index, Instant::now()));
+        let mut waiting_since = None;
+        pair.park(end, || {
+            let now = Instant::now();
+            shared.progress.note_pass(*index, now);
+            let are_waiting = queue.counts().waiting.is_some_and(|packets| packets > 0);
+            let since = waiting_since.filter(|_| are_waiting).unwrap_or(now);
+            waiting_since = Some(since);
+            if now.saturating_duration_since(since) > MAX_EARLY {
+                shared.report(queue.drop_waiting());
+            }
+        });
         self.reorder_deadline = None;
     }
 

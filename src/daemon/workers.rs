@@ -486,6 +486,9 @@ impl Workers {
         if let Err(error) = self.shared.external_names.watch(config.external_names()) {
             self.shared.report_error(&format!("cannot look up names: {error}"));
         }
+        if let Some(pair) = &self.shared.pair {
+            pair.note_config(config);
+        }
         self.update_policy(config);
         // The sets have the ports of before.
         self.shared.reopen_ranges(&mut lock(&self.shared.kernel));
