@@ -45,41 +45,31 @@ struct Found {
 }
 
 impl Pair {
-    /// Makes the own store the primary, and reads the other gateway's records.
-    fn take_over(&self, max_sessions: usize) -> io::Result<(StoreConnection, Found)> {
+    /// Makes the own store the primary, and reads the other gateway's records. After an error, `found` has those before it.
+    fn take_over(&self, max_sessions: usize, found: &mut Found) -> io::Result<StoreConnection> {
         let deadline = Instant::now() + STORE_LIMIT;
         let mut store = StoreConnection::open_own(&self.settings.store, STORE_LIMIT)?;
         store.run(cmd("REPLICAOF").arg("NO").arg("ONE"), deadline)?;
         let epoch: Option<u64> = store.query(cmd("GET").arg(keys::current()), deadline)?;
-        let epoch = epoch.unwrap_or(0);
-        let mut found =
-            Found { epoch, zero: Instant::now(), records: SessionRecords::default(), damaged: 0 };
-        let Some(other) = Gateway::read(&mut store, &keys::pair(epoch), deadline)? else {
-            return Ok((store, found));
-        };
+        found.epoch = epoch.unwrap_or(0);
+        let other = Gateway::read(&mut store, &keys::pair(found.epoch), deadline)?;
+        let Some(other) = other else { return Ok(store) };
         found.zero = self.zero_of(&other);
         for shard in 0..other.shards.min(MAX_SHARDS) {
-            let key = keys::sessions(epoch, shard);
+            let key = keys::sessions(found.epoch, shard);
             let mut cursor = "0".to_owned();
             while found.records.len() < max_sessions {
-                let command = cmd("HSCAN").arg(&key).arg(&cursor).arg("COUNT").arg(COUNT).clone();
+                let mut command = cmd("HSCAN");
+                command.arg(&key).arg(&cursor).arg("COUNT").arg(COUNT);
                 let (next, pairs): (String, Vec<Vec<u8>>) = store.query(&command, deadline)?;
-                let values = pairs.iter().skip(1).step_by(2);
-                let whole = values.clone().filter_map(|value| match Frame::read(value) {
-                    Frame::Whole(record, []) if record.len() <= MAX_RECORD => Some(record),
-                    _ => None,
-                });
-                let (records, damaged) = SessionRecords::read_each(whole.clone());
-                found.damaged += values.count() - whole.count() + damaged;
-                // A worker's record is newer than that of the restored session which it has adopted.
-                found.records.add(records);
+                found.add(pairs.iter().skip(1).step_by(2));
                 cursor = next;
                 if cursor == "0" {
                     break;
                 }
             }
         }
-        Ok((store, found))
+        Ok(store)
     }
 
     /// The zero of the other gateway's clock, from which its records count. Its time of day may be wrong, so it is known
@@ -97,11 +87,26 @@ impl Pair {
         let deadline = Instant::now() + STORE_LIMIT;
         let mut store = StoreConnection::open_own(&self.settings.store, STORE_LIMIT)?;
         // WAIT is about what its own connection has written before.
-        let touch = cmd("SET").arg(keys::touched()).arg(1).arg("EX").arg(60).clone();
+        let mut touch = cmd("SET");
+        touch.arg(keys::touched()).arg(1).arg("EX").arg(60);
         if store.run(&touch, deadline).is_ok() {
             store.run(cmd("WAIT").arg(1).arg(LAST_RECORDS_LIMIT), deadline)?;
         }
         self.demote_store(&mut store, deadline)
+    }
+}
+
+impl Found {
+    /// Adds the records in these frames. A worker's record is newer than that of the restored session that it has adopted,
+    /// so the restored ones come first.
+    fn add<'f>(&mut self, frames: impl Iterator<Item = &'f Vec<u8>> + Clone) {
+        let whole = frames.clone().filter_map(|frame| match Frame::read(frame) {
+            Frame::Whole(record, []) if record.len() <= MAX_RECORD => Some(record),
+            _ => None,
+        });
+        let (records, damaged) = SessionRecords::read_each(whole.clone());
+        self.damaged += frames.count() - whole.count() + damaged;
+        self.records.add(records);
     }
 }
 
@@ -115,14 +120,13 @@ impl SharedState {
         }
         let begun = Instant::now();
         let max_sessions = lock(self.restored()).engine.sessions.policy().max_sessions;
-        let (mut store, found, failure) = match pair.take_over(max_sessions) {
-            Ok((store, found)) => (Some(store), found, None),
-            Err(error) => {
-                let epoch = pair.seen().current;
-                let records = SessionRecords::default();
-                (None, Found { epoch, zero: begun, records, damaged: 0 }, Some(error))
-            }
+        let mut found = Found {
+            epoch: pair.seen().current,
+            zero: begun,
+            records: SessionRecords::default(),
+            damaged: 0,
         };
+        let mut store = pair.take_over(max_sessions, &mut found);
         let epoch = found.epoch + 1;
         let damaged = found.damaged;
         let RestoredCounts { sessions, adjusted, .. } = self.continue_sessions(pair, found);
@@ -132,16 +136,17 @@ impl SharedState {
                 writer.begin(epoch);
             }
         }
-        if let Some(store) = &mut store {
-            let claim = cmd("SET").arg(keys::current()).arg(epoch).clone();
+        if let Ok(store) = &mut store {
+            let mut claim = cmd("SET");
+            claim.arg(keys::current()).arg(epoch);
             self.report(store.run(&claim, begun + STORE_LIMIT));
         }
         self.report(pair.set_role(Role::Active { epoch }));
         let millis = begun.elapsed().as_millis();
-        let lost = match (failure, damaged) {
-            (Some(error), _) => format!(", because the store cannot be read: {error}"),
-            (None, 0) => String::new(),
-            (None, damaged) => format!("; {} cannot be read", counted(damaged as u64, "record")),
+        let lost = match (store, damaged) {
+            (Err(error), _) => format!("; the store cannot be read: {error}"),
+            (Ok(_), 0) => String::new(),
+            (Ok(_), damaged) => format!("; {} cannot be read", counted(damaged as u64, "record")),
         };
         let text = format!(
             "active, epoch {epoch}: took over {} ({adjusted} with sequence adjustment) and {} in {millis} ms{lost}",
