@@ -166,11 +166,11 @@ impl Checker<'_> {
         let store = store.optional(STORE, file_path);
         let peer = peer.optional(PEER, |value| value.as_str()?.parse().ok());
         let confirms = [
-            ("announcements", Confirm::Announcements),
             ("all", Confirm::All),
+            ("announcements", Confirm::Announcements),
             ("none", Confirm::None),
         ];
-        let confirm = file.entry("confirm").choice(Confirm::Announcements, &confirms);
+        let confirm = file.entry("confirm").choice(Confirm::All, &confirms);
         Some(PairSettings { store: store?, peer: peer?, confirm })
     }
 

@@ -242,10 +242,12 @@ pub struct PairSettings {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Display)]
 #[strum(serialize_all = "lowercase")]
 pub enum Confirm {
-    /// Those whose length or sequence numbers change, and announcements.
-    Announcements,
     /// Every packet that changes a session.
     All,
+    /// Packets that the gateway changes, and announcements. If others are missing, a session cannot be read until its next
+    /// command in step.
+    Announcements,
+    /// None: a failure costs sessions that are in use at that moment.
     None,
 }
 
