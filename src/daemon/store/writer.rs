@@ -94,7 +94,7 @@ impl StoreWriter {
             return Ok(false);
         };
         stream.read_replies()?;
-        if stream.unanswered > 0 {
+        if stream.pending > 0 {
             return Ok(true);
         }
         let mut command = cmd("HSET");
@@ -212,7 +212,7 @@ impl Records for StoreWriter {
 struct WriteStream {
     socket: Socket,
     /// The number of commands without a reply.
-    unanswered: usize,
+    pending: usize,
     /// Whether a batch has waited in vain. Until all commands are answered, no batch waits.
     is_late: bool,
     /// The number in the last reply.
@@ -225,12 +225,12 @@ impl WriteStream {
     fn new(socket: Socket) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
         let partial = Vec::new();
-        Ok(Self { socket, unanswered: 0, is_late: false, last_number: 0, partial })
+        Ok(Self { socket, pending: 0, is_late: false, last_number: 0, partial })
     }
 
     /// Sends `commands` commands.
     fn send(&mut self, mut bytes: &[u8], commands: usize, deadline: Instant) -> io::Result<()> {
-        self.unanswered += commands;
+        self.pending += commands;
         while !bytes.is_empty() {
             match self.socket.write(bytes) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
@@ -251,7 +251,7 @@ impl WriteStream {
     fn await_replies(&mut self, deadline: Instant) -> io::Result<bool> {
         loop {
             self.read_replies()?;
-            if self.unanswered == 0 {
+            if self.pending == 0 {
                 return Ok(true);
             }
             if !self.wait_for(PollFlags::IN, deadline)? {
@@ -278,7 +278,7 @@ impl WriteStream {
     /// Reads the replies that have come. Each is one line, because no command asks for anything else.
     fn read_replies(&mut self) -> io::Result<()> {
         let mut bytes = [0; 4096];
-        while self.unanswered > 0 {
+        while self.pending > 0 {
             match self.socket.read(&mut bytes) {
                 Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
                 Ok(length) => self.take_replies(&bytes[..length])?,
@@ -309,8 +309,8 @@ impl WriteStream {
         let line = self.partial.trim_ascii_end();
         let number = std::str::from_utf8(line.strip_prefix(b":").unwrap_or_default());
         self.last_number = number.ok().and_then(|text| text.parse().ok()).unwrap_or(0);
-        self.unanswered = match (line.first(), self.unanswered) {
-            (Some(b':' | b'+'), 1..) => self.unanswered - 1,
+        self.pending = match (line.first(), self.pending) {
+            (Some(b':' | b'+'), 1..) => self.pending - 1,
             _ => return Err(not_a_reply(line)),
         };
         Ok(())
