@@ -6,6 +6,7 @@
 use std::{
     cell::RefCell,
     collections::{HashMap, hash_map::Entry as MapEntry},
+    net::SocketAddr,
     ops::RangeInclusive,
     path::{Path, PathBuf},
     sync::Arc,
@@ -164,7 +165,10 @@ impl Checker<'_> {
             }
         }
         let store = store.optional(STORE, file_path);
-        let peer = peer.optional(PEER, |value| value.as_str()?.parse().ok());
+        let peer = peer.optional(PEER, |value| {
+            let peer: SocketAddr = value.as_str()?.parse().ok()?;
+            (peer.port() != 0 && !peer.ip().is_unspecified()).then_some(peer)
+        });
         let confirms = [
             ("all", Confirm::All),
             ("announcements", Confirm::Announcements),

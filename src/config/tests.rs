@@ -308,6 +308,10 @@ fn invalid_values_are_refused_with_the_allowed_ones() {
         log.transfers-format = "xferlog" => "xferlog" needs log.transfers to be the path
         metrics.page = "off" => metrics.page: "off" is not true or false
         metrics.password-file = "ftp-alg.password" => metrics.password-file: "ftp-alg.password" is not an absolute path of a file
+        [pair] / store = "redis.sock" / peer = "10.99.0.2:6379" => pair.store: "redis.sock" is not the absolute path of the own
+        [pair] / store = "/run/s" => :1:1: pair.peer: is missing: give address and port
+        [pair] / store = "/run/s" / peer = "10.99.0.2" => pair.peer: "10.99.0.2" is not address and port
+        [pair] / store = "/run/s" / peer = "[::1]:1" / confirm = "some" => is not one of "all", "announcements", "none"
         [[server]] / address = "ftp" => server.address: "ftp" is not the address of a host
         [[server]] / external-address = "auto" => :1:1: server.address: is missing
         [[server]] / address = "10.0.0.5" / external-address = "2001:db8::1" => :3:20: server.external-address: "2001:db8::1" is not of the same address family
@@ -364,6 +368,8 @@ fn keys_that_need_a_restart_are_reported() {
     assert_eq!(old.fixed_keys_changed(&new), ["control-ports", "queue.workers"]);
     let other = parse("queue.fast-path = \"off\"").unwrap();
     assert_eq!(old.fixed_keys_changed(&other), ["queue.fast-path"]);
+    let pair = parse("[pair]\nstore = \"/run/s\"\npeer = \"[::1]:1\"").unwrap();
+    assert_eq!(old.fixed_keys_changed(&pair), ["queue.fast-path", "pair"]);
     // Without effect.
     assert_eq!(parse("queue.fanout = \"cpu\"").unwrap(), old);
     let merged = new.with_fixed_keys_of(&old);

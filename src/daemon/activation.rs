@@ -86,10 +86,11 @@ impl Pair {
     fn hand_over(&self) -> io::Result<()> {
         let deadline = Instant::now() + STORE_LIMIT;
         let mut store = StoreConnection::open_own(&self.settings.store, STORE_LIMIT)?;
-        // WAIT is about what its own connection has written before.
-        let mut touch = cmd("SET");
-        touch.arg(keys::touched()).arg(1).arg("EX").arg(60);
-        if store.run(&touch, deadline).is_ok() {
+        if self.link.has_replica.load(Ordering::Relaxed) {
+            // WAIT is about what its own connection has written before.
+            let mut touch = cmd("SET");
+            touch.arg(keys::touched()).arg(1).arg("EX").arg(60);
+            store.run(&touch, deadline)?;
             store.run(cmd("WAIT").arg(1).arg(LAST_RECORDS_LIMIT), deadline)?;
         }
         self.demote_store(&mut store, deadline)
@@ -127,7 +128,7 @@ impl SharedState {
             damaged: 0,
         };
         let mut store = pair.take_over(max_sessions, &mut found);
-        let epoch = found.epoch + 1;
+        let epoch = found.epoch.saturating_add(1);
         let damaged = found.damaged;
         let RestoredCounts { sessions, adjusted, .. } = self.continue_sessions(pair, found);
         let pinholes = self.open_pinholes(pair);
