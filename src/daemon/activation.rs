@@ -3,6 +3,7 @@
 use std::{
     io,
     sync::atomic::Ordering,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -16,7 +17,7 @@ use super::{
     shard::{Shard, lock},
     shared_state::SharedState,
     state_dir::is_queued,
-    store::{Gateway, StoreConnection, keys},
+    store::{Gateway, LEFT, StoreConnection, keys},
 };
 use crate::config::Backend;
 
@@ -28,6 +29,11 @@ const COUNT: u32 = 512;
 const MAX_RECORD: usize = 64 << 10;
 /// The most shards: the workers and the restored sessions.
 const MAX_SHARDS: usize = 65;
+/// How long a gateway waits until the other one has left its sessions.
+const DEPARTURE_LIMIT: Duration = Duration::from_millis(500);
+const DEPARTURE_PAUSE: Duration = Duration::from_millis(5);
+/// A gateway is alive if its clock was seen to go on within this time. keepalived needs longer to find a failure.
+const ALIVE: Duration = Duration::from_millis(300);
 /// How long the workers may take to finish their batches.
 const PARK_LIMIT: Duration = Duration::from_secs(2);
 /// How long the last records may take to the other gateway, in milliseconds.
@@ -49,6 +55,7 @@ impl Pair {
     fn take_over(&self, max_sessions: usize, found: &mut Found) -> io::Result<StoreConnection> {
         let deadline = Instant::now() + STORE_LIMIT;
         let mut store = StoreConnection::open_own(&self.settings.store, STORE_LIMIT)?;
+        self.wait_for_departure(&mut store)?;
         store.run(cmd("REPLICAOF").arg("NO").arg("ONE"), deadline)?;
         let epoch: Option<u64> = store.query(cmd("GET").arg(keys::current()), deadline)?;
         found.epoch = epoch.unwrap_or(0);
@@ -72,6 +79,21 @@ impl Pair {
         Ok(store)
     }
 
+    /// Waits until the other gateway has left its sessions, if it is alive: keepalived orders both roles at once.
+    fn wait_for_departure(&self, store: &mut StoreConnection) -> io::Result<()> {
+        let deadline = Instant::now() + DEPARTURE_LIMIT;
+        let current = self.seen().current;
+        while Instant::now() < deadline {
+            let other = Gateway::read(store, &keys::pair(current), deadline + STORE_LIMIT)?;
+            let seen_at = self.seen().peer_at.filter(|at| at.elapsed() < ALIVE);
+            if seen_at.is_none() || other.is_none_or(|other| other.has_left) {
+                break;
+            }
+            thread::sleep(DEPARTURE_PAUSE);
+        }
+        Ok(())
+    }
+
     /// The zero of the other gateway's clock, from which its records count. Its time of day may be wrong, so it is known
     /// from when the link saw what its clock showed.
     fn zero_of(&self, other: &Gateway) -> Instant {
@@ -83,14 +105,11 @@ impl Pair {
     }
 
     /// Waits until the other gateway's store has the last records, and makes the own store its replica.
-    fn hand_over(&self) -> io::Result<()> {
+    fn hand_over(&self, epoch: u64) -> io::Result<()> {
         let deadline = Instant::now() + STORE_LIMIT;
         let mut store = StoreConnection::open_own(&self.settings.store, STORE_LIMIT)?;
+        store.run(cmd("HSET").arg(keys::pair(epoch)).arg(LEFT).arg(1), deadline)?;
         if self.link.has_replica.load(Ordering::Relaxed) {
-            // WAIT is about what its own connection has written before.
-            let mut touch = cmd("SET");
-            touch.arg(keys::touched()).arg(1).arg("EX").arg(60);
-            store.run(&touch, deadline)?;
             store.run(cmd("WAIT").arg(1).arg(LAST_RECORDS_LIMIT), deadline)?;
         }
         self.demote_store(&mut store, deadline)
@@ -212,7 +231,7 @@ impl SharedState {
         }
         drop(kernel);
         self.restored_remaining.store(0, Ordering::Relaxed);
-        let handed = pair.hand_over();
+        let handed = pair.hand_over(epoch);
         let failure = handed.err().map_or(String::new(), |error| {
             format!("; the store cannot be made a replica yet: {error}")
         });

@@ -104,8 +104,11 @@ impl Link {
         match role {
             Role::Active { epoch } if current > epoch => return Ok(Some(current)),
             Role::Active { epoch } => {
-                if !replication.is_primary {
-                    // It was started again, as a replica.
+                // It was started again, as a replica.
+                if !replication.is_primary
+                    && let Ok(_changing) = pair.changing.try_lock()
+                    && pair.role() == role
+                {
                     store.run(cmd("REPLICAOF").arg("NO").arg("ONE"), deadline)?;
                 }
                 if current < epoch {

@@ -40,16 +40,14 @@ pub(super) mod keys {
         format!("ftp-alg:{RECORD_FORMAT}:{epoch}:s:{shard}")
     }
 
-    /// Written last before a gateway leaves its sessions to the other one.
-    pub(in crate::daemon) fn touched() -> String {
-        format!("ftp-alg:{RECORD_FORMAT}:touched")
-    }
-
     /// What the standby says of itself: a hash, in the active gateway's store.
     pub(in crate::daemon) fn standby() -> String {
         format!("ftp-alg:{RECORD_FORMAT}:standby")
     }
 }
+
+/// The field of the active gateway's hash that says that it has left its sessions to the other one.
+pub(super) const LEFT: &str = "left";
 
 /// What a gateway says of itself in a store.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -64,6 +62,8 @@ pub(super) struct Gateway {
     /// The time of day in milliseconds since 1970.
     pub(super) clock: u64,
     pub(super) shards: usize,
+    /// Whether it has left its sessions to the other gateway.
+    pub(super) has_left: bool,
 }
 
 impl Gateway {
@@ -83,6 +83,7 @@ impl Gateway {
                 up: number("up")?,
                 clock: number("clock")?,
                 shards: number("shards")?.try_into().ok()?,
+                has_left: fields.contains_key(LEFT),
             })
         };
         Ok(gateway())
