@@ -180,11 +180,11 @@ impl SharedState {
     /// Restores the sessions of the records that were found.
     fn continue_sessions(&self, pair: &Pair, found: Found) -> RestoredCounts {
         let Found { mut records, zero, .. } = found;
-        records.leave_machine();
         let control_ports = &pair.parameters.gateway.control_ports;
         records.mark_unqueued(|server, translation| is_queued(control_ports, server, translation));
         let mut guard = lock(self.restored());
         let Shard { engine, journal, .. } = &mut *guard;
+        records.leave_machine(engine.sessions.policy());
         let counts = engine.sessions.restore_sessions(records, Instant::now(), zero);
         self.report(journal.replace(engine));
         self.restored_remaining.store(engine.sessions.count(), Ordering::Relaxed);

@@ -221,6 +221,12 @@ impl Policy {
         set.map(|set| set.clone().into_inner())
     }
 
+    /// Whether an announced port may be replaced by this external one, from `set` if there is one.
+    pub fn may_choose(&self, set: Option<(u16, u16)>, port: u16) -> bool {
+        let (first, last) = set.unwrap_or_else(|| self.port_range.clone().into_inner());
+        (first..=last).contains(&port) && !self.denies(port) && !self.control_ports.contains(&port)
+    }
+
     /// An external port in place of one that is taken, selected by `random`; in `set`, if there is one.
     pub fn external_port(&self, set: Option<(u16, u16)>, random: u64) -> Option<u16> {
         let (first, last) = set.unwrap_or_else(|| self.port_range.clone().into_inner());

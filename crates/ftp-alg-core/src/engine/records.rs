@@ -11,7 +11,7 @@
 
 use std::{
     borrow::Cow,
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     ops::Range,
     sync::atomic::Ordering,
@@ -22,12 +22,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     engine::{
-        Batch, ClientActivity, Entry, Epoch, OpenRange, Opening, PinholeEnds, Sessions,
+        Batch, ClientActivity, ClientKey, Entry, Epoch, OpenRange, Opening, PinholeEnds, Sessions,
         Translation,
+        decision::{MAX_PER_SESSION, may_belong},
         offload::handover::FastPathProgress,
         pinholes::pinhole::{Pinhole, PinholeRecord},
         table::Key,
     },
+    policy::Policy,
     session::{Phase, Session, Side},
 };
 
@@ -62,6 +64,10 @@ struct SessionRecord<'a> {
     is_unqueued: bool,
 }
 
+/// Numbers of sessions and pinholes from another machine are lower, so that ours, which count on, do not overflow, and a
+/// reader of JSON may compute with them.
+const MAX_NUMBER: u64 = 1 << 52;
+
 /// A connection is in use if it had a packet within this time.
 const RECENT_USE: Duration = Duration::from_secs(3);
 
@@ -93,11 +99,14 @@ impl SessionRecords {
         Ok(sessions)
     }
 
-    /// Decodes each of `records` alone. Also returns how many cannot be decoded.
+    /// Decodes each of `records` alone, and leaves out those that no gateway writes. Also returns how many it has left out.
     pub fn read_each<'r>(records: impl Iterator<Item = &'r [u8]>) -> (Self, usize) {
         let mut sessions = Self::default();
         let damaged = records.filter(|record| sessions.decode(record).is_err()).count();
-        (sessions, damaged)
+        let decoded = sessions.len();
+        sessions.0.retain(|_, record| record.is_consistent());
+        let inconsistent = decoded - sessions.len();
+        (sessions, damaged + inconsistent)
     }
 
     fn decode(&mut self, record: &[u8]) -> Result<(), RecordError> {
@@ -114,10 +123,25 @@ impl SessionRecords {
     }
 
     /// Removes what holds on the machine of the daemon that wrote the records, and not on this one: the indices of its
-    /// interfaces, and what its BPF program has.
-    pub fn leave_machine(&mut self) {
+    /// interfaces, and what its BPF program has. Removes pinholes too that this `policy` would not have opened. It relies
+    /// on the consistency of records that were [read alone](Self::read_each).
+    pub fn leave_machine(&mut self, policy: &Policy) {
+        let mut unused = BTreeMap::<ClientKey, usize>::new();
         for record in self.0.values_mut() {
-            record.fast_path.is_handed_over = false;
+            record.fast_path = FastPathProgress::NONE;
+            record.has_range &= record.session.encryption() != Some(false);
+            let network = policy.network_of(record.client.ip(), record.server.ip());
+            let (policy, client) = (policy.for_network(network), record.client.ip().into());
+            let external = record.translation.map_or(0, |control| control.client_external.port());
+            record.pinholes.retain(|PinholeRecord { ends, in_use, .. }| {
+                let (port, own) = (ends.arrival.port(), ends.target.port());
+                let count = unused.entry(client).or_default();
+                *count += usize::from(!in_use);
+                // Without a translation nobody knows whose it is.
+                record.translation.is_some()
+                    && (*in_use || *count <= policy.max_pinholes_per_client)
+                    && (port == own || policy.may_choose(policy.port_set(external), port))
+            });
             record.pinholes.iter_mut().for_each(|pinhole| pinhole.in_program = None);
             for session in [Some(&mut record.session), record.incarnation.as_mut()] {
                 session.into_iter().for_each(|session| session.to_mut().interfaces.leave_machine());
@@ -146,6 +170,33 @@ impl SessionRecords {
         for record in self.0.values_mut() {
             record.is_unqueued = !is_queued(record.server, record.translation.as_ref());
         }
+    }
+}
+
+impl SessionRecord<'_> {
+    /// Whether a gateway may have written it. Who can write to a store may write anything.
+    fn is_consistent(&self) -> bool {
+        let Self { client, server, translation, pinholes, .. } = self;
+        let control = translation.unwrap_or_else(|| Translation::identity(*client, *server));
+        let Translation { client_external, server_external, .. } = control;
+        let is_end = |end: &SocketAddr| end.is_ipv4() == client.is_ipv4();
+        let is_pinhole = |pinhole: &PinholeRecord| {
+            let ends = &pinhole.ends;
+            pinhole.serial < MAX_NUMBER
+                && [ends.arrival, ends.target].iter().all(is_end)
+                && (translation.is_none() || may_belong(ends, pinhole.kind, &control))
+        };
+        let serials: BTreeSet<u64> = pinholes.iter().map(|pinhole| pinhole.serial).collect();
+        self.id < MAX_NUMBER
+            && (control.client, control.server) == (*client, *server)
+            && [*client, *server, client_external, server_external].iter().all(is_end)
+            && pinholes.len() <= MAX_PER_SESSION
+            && serials.len() == pinholes.len()
+            && pinholes.iter().all(is_pinhole)
+            && [Some(&self.session), self.incarnation.as_ref()]
+                .into_iter()
+                .flatten()
+                .all(|session| session.is_consistent())
     }
 }
 
@@ -489,3 +540,7 @@ pub(crate) fn opening_again(
     let lifetime = held.deadline.saturating_duration_since(now);
     Some(held.opening(control.filter(|_| !lifetime.is_zero())?, lifetime))
 }
+
+#[cfg(test)]
+#[path = "forged_records_tests.rs"]
+mod tests;

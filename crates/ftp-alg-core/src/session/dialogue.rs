@@ -111,6 +111,11 @@ impl Dialogue {
         Self { state: State::PICKED_UP, ..Self::default() }
     }
 
+    /// Whether it is as this module leaves it. A record may say anything.
+    pub fn is_consistent(&self) -> bool {
+        self.pending.is_consistent()
+    }
+
     /// How much of the dialogue has shown that the connection is FTP.
     #[inline]
     pub fn phase(&self) -> Phase {
@@ -1172,6 +1177,13 @@ struct PendingCommands {
 }
 
 impl PendingCommands {
+    fn is_consistent(&self) -> bool {
+        let mut runs = self.oldest.iter().chain(self.later.iter());
+        self.len() <= MAX_RUNS
+            && (self.oldest.is_some() || self.later.is_empty())
+            && runs.all(|(_, count)| *count > 0)
+    }
+
     /// Number of runs.
     fn len(&self) -> usize {
         usize::from(self.oldest.is_some()) + self.later.len()

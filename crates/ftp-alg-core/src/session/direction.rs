@@ -121,6 +121,12 @@ impl Extra {
             && self.urgent.is_none()
             && self.window_end.is_none()
     }
+
+    fn is_consistent(&self) -> bool {
+        self.line.len() <= MAX_LINE
+            && self.tls_records.is_consistent()
+            && self.urgent.as_ref().is_none_or(UrgentPointer::is_consistent)
+    }
 }
 
 impl Direction {
@@ -133,6 +139,12 @@ impl Direction {
     pub fn reset(&mut self) {
         self.space.reset();
         self.extra = None;
+    }
+
+    /// Whether it is as this module leaves it. A record may say anything.
+    pub fn is_consistent(&self) -> bool {
+        self.space.map.is_consistent(self.space.next, self.is_holding())
+            && self.extra.as_ref().is_none_or(|extra| extra.is_consistent())
     }
 
     /// Whether sequence numbers differ, or bytes are held back.
@@ -454,6 +466,11 @@ impl UnacknowledgedData {
         Self { bytes: SmallBytes::default(), first_seq: first, is_masked: false }
     }
 
+    /// Whether a record can have it.
+    pub fn is_consistent(&self) -> bool {
+        self.bytes.len() <= MAX_LINE
+    }
+
     /// Stores `bytes` at `seq`.
     pub fn push(&mut self, seq: Seq, bytes: &[u8]) {
         if self.bytes.is_empty() || self.first_seq + self.bytes.len() as u32 != seq {
@@ -658,6 +675,13 @@ const MAX_REWRITES: usize = 64;
 /// Limit of the replacement bytes in all unacknowledged rewrites of a direction, with the same effect.
 const MAX_REWRITTEN_BYTES: usize = 4096;
 
+/// No list is longer, although some rewrites are made at [`MAX_REWRITES`].
+const LONGEST_LIST: usize = 4 * MAX_REWRITES;
+/// No rewrite is of more bytes, or has more: a packet and the line that is held back before it.
+const LONGEST_REWRITE: u32 = 1 << 17;
+/// No rewrite in the list is farther away: TCP's largest window (RFC 7323 section 2.3).
+const FARTHEST_REWRITE: u32 = 1 << 30;
+
 /// The mapping of one direction. Rewrites that the receiver has acknowledged are
 /// forgotten; only the sum of their offsets stays.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -668,6 +692,33 @@ pub struct SequenceMap {
 }
 
 impl SequenceMap {
+    /// Makes it one that no rewrite leads to.
+    #[cfg(test)]
+    pub fn forge(&mut self) {
+        self.replace(Seq(1 << 31), 1, b"x");
+    }
+
+    /// Whether the rewrites are in order, adjoin each other as delivered, and end before the sent number `next`, or there
+    /// if bytes are held back.
+    fn is_consistent(&self, next: Seq, is_holding: bool) -> bool {
+        let (mut before, mut offset) = (FARTHEST_REWRITE, self.base);
+        let mut is_next = |rewrite: &Rewrite| {
+            let (start, end) = (next - rewrite.start, next - rewrite.end());
+            let lengths = [rewrite.len, rewrite.new.len().try_into().unwrap_or(u32::MAX)];
+            let is_next = rewrite.len > 0
+                && lengths.iter().all(|length| *length <= LONGEST_REWRITE)
+                && end < start
+                && start <= before
+                && rewrite.delivered == rewrite.start + offset;
+            (before, offset) = (end, rewrite.delivered_end() - rewrite.end());
+            is_next
+        };
+        let is_held = |last: &Rewrite| last.new.len() == 0 && last.end() == next;
+        self.rewrites.len() <= LONGEST_LIST
+            && self.rewrites.iter().all(&mut is_next)
+            && (!is_holding || self.rewrites.last().is_some_and(is_held))
+    }
+
     /// Whether sent and delivered sequence numbers are equal everywhere.
     pub fn is_identity(&self) -> bool {
         self.base == 0 && self.rewrites.is_empty()
@@ -1017,6 +1068,13 @@ impl UrgentPointer {
         (line.urgent < lead).then_some(Self { end, line: Some(line) })
     }
 
+    fn is_consistent(&self) -> bool {
+        let is_short = |line: &UrgentLine| {
+            line.bytes.len() <= MAX_LINE && line.urgent <= LONGEST_REWRITE as usize
+        };
+        self.line.as_ref().is_none_or(is_short)
+    }
+
     /// The sequence number that the pointer names.
     pub fn end(&self) -> Seq {
         self.end
@@ -1145,6 +1203,32 @@ mod tests {
     }
 
     #[test]
+    fn a_recorded_map_that_no_rewrites_lead_to_is_inconsistent() {
+        let mut map = SequenceMap::default();
+        map.replace(Seq(5), 3, b"abcde");
+        map.replace(Seq(10), 2, &[]);
+        let is_consistent = |map: &SequenceMap| map.is_consistent(Seq(12), true);
+        assert!(is_consistent(&map) && map.is_consistent(Seq(20), false));
+        assert!(!map.is_consistent(Seq(20), true) && !map.is_consistent(Seq(11), false));
+        let changes: [fn(&mut Rewrite); 6] = [
+            |last| last.len = 0,
+            |last| last.len = u32::MAX,
+            |last| last.start = Seq(7),
+            |last| last.start = Seq(1 << 31),
+            |last| last.delivered = Seq(11),
+            |last| last.new = Replacement::CrossedOut(u32::MAX),
+        ];
+        for (number, change) in changes.into_iter().enumerate() {
+            let mut forged = map.clone();
+            change(forged.rewrites.last_mut().unwrap());
+            assert!(!forged.is_consistent(Seq(12), false), "change {number}");
+        }
+        let one = map.rewrites.remove(1);
+        (0..LONGEST_LIST).for_each(|_| map.rewrites.push(one.clone()));
+        assert!(!is_consistent(&map));
+    }
+
+    #[test]
     fn a_sequence_map_is_full_by_number_or_by_bytes() {
         let mut map = SequenceMap::default();
         for number in 0..MAX_REWRITES as u32 {
@@ -1191,6 +1275,7 @@ mod tests {
                 at += gap + len;
             }
             expected.extend(&bytes[at..]);
+            prop_assert!(map.is_consistent(Seq(start) + bytes.len() as u32, false));
 
             let mut cuts: Vec<usize> = cuts.into_iter().map(|c| c.min(bytes.len())).collect();
             cuts.extend([0, bytes.len()]);

@@ -98,6 +98,20 @@ impl Session {
         }
     }
 
+    /// Whether it is as this module leaves it. A record may say anything.
+    pub fn is_consistent(&self) -> bool {
+        self.client.is_consistent()
+            && self.server.is_consistent()
+            && self.unacknowledged.is_consistent()
+            && self.dialogue.is_consistent()
+    }
+
+    /// Makes it one that no packets lead to.
+    #[cfg(test)]
+    pub fn forge(&mut self) {
+        self.client.space.map.forge();
+    }
+
     /// Whether all sent bytes were read and acknowledged, no bytes are stored, and the next line is a command or the
     /// greeting.
     pub fn is_idle(&self) -> bool {

@@ -135,6 +135,11 @@ fn is_tls_start(bytes: &[u8]) -> bool {
     matches!(bytes, [kind, 3, ..] if CONTENT_TYPES.contains(kind))
 }
 
+/// The length of the header that begins with `kind`.
+fn header_len(kind: u8) -> usize {
+    if SSLV2_STARTS.contains(&kind) { SSLV2_HEADER_LEN } else { HEADER_LEN }
+}
+
 /// The TLS records of one direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TlsRecords {
@@ -175,8 +180,7 @@ impl TlsRecords {
             at += 1;
             let [kind, second, .., high, low] = self.header;
             let is_old = SSLV2_STARTS.contains(&kind);
-            let length = if is_old { SSLV2_HEADER_LEN } else { HEADER_LEN };
-            if usize::from(self.header_len) == length {
+            if usize::from(self.header_len) == header_len(kind) {
                 let length = if is_old { [kind & 0x0f, second] } else { [high, low] };
                 self.remaining = u16::from_be_bytes(length);
                 let is_begun = is_old || kind == HANDSHAKE && second == 3;
@@ -186,6 +190,11 @@ impl TlsRecords {
             }
         }
         None
+    }
+
+    /// Whether the header is incomplete, or there is none. A record may say anything.
+    pub fn is_consistent(&self) -> bool {
+        usize::from(self.header_len) < header_len(self.header[0])
     }
 
     /// Whether no record was seen.
@@ -235,6 +244,17 @@ mod tests {
     fn v2(command: u8, behind: &[u8]) -> Vec<u8> {
         let length = (behind.len() as u16).to_be_bytes();
         [SIGNATURE, &[command, 0x11][..], &length, behind].concat()
+    }
+
+    #[test]
+    fn a_recorded_record_header_is_never_longer_than_its_kind() {
+        for (kind, length) in [(HANDSHAKE, HEADER_LEN), (0x80, SSLV2_HEADER_LEN)] {
+            for header_len in 0..=u8::MAX {
+                let mut records = TlsRecords { header_len, ..TlsRecords::NONE };
+                records.header[0] = kind;
+                assert_eq!(records.is_consistent(), usize::from(header_len) < length);
+            }
+        }
     }
 
     #[test]

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Limit of pinholes of one session; pipelined announcements need several.
-const MAX_PER_SESSION: usize = 8;
+pub(crate) const MAX_PER_SESSION: usize = 8;
 
 /// Why a reply that nobody has asked for opens nothing.
 const NOT_REQUESTED: &str = "the reply answers no PASV or EPSV";

@@ -16,8 +16,9 @@ mod transfers;
 
 use std::{net::SocketAddr, time::Instant};
 
-pub(crate) use permission::external;
+pub(crate) use announcements::MAX_PER_SESSION;
 use permission::permit;
+pub(crate) use permission::{external, may_belong};
 pub use queue_mode::{ConnectionOf, wanted_queue_mode};
 
 use crate::{

@@ -103,6 +103,19 @@ pub(super) fn permit(
     Ok((opening, address))
 }
 
+/// Whether a pinhole with these ends may be of this control connection, whatever policy permits, and at any external port.
+pub(crate) fn may_belong(
+    ends: &PinholeEnds,
+    kind: AnnouncementKind,
+    control: &Translation,
+) -> bool {
+    let [(own, seen), (initiator, source)] = sender_and_receiver(kind, control);
+    let (target, arrival) = (ends.target.ip(), ends.arrival.ip());
+    let is_third_host = target == arrival && target != own && !target.is_unspecified();
+    (ends.initiator, ends.source) == (initiator, source)
+        && ((target, arrival) == (own, seen) || is_third_host)
+}
+
 /// For the announcing end and for the other end: its own address, and the address by which the respective other one
 /// sees it.
 fn sender_and_receiver(kind: AnnouncementKind, control: &Translation) -> [(IpAddr, IpAddr); 2] {

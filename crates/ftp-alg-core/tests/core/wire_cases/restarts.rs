@@ -163,7 +163,7 @@ fn another_gateway_asks_for_routes_before_it_reads_from_an_interface() {
     for leaves in [false, true] {
         let mut records = read();
         if leaves {
-            records.leave_machine();
+            records.leave_machine(&Policy::default());
         }
         let mut next = Engine::new(Policy::default(), Checksums::Verify);
         next.sessions.restore_sessions(records, sim.clock(), epoch);

@@ -297,13 +297,20 @@ impl Daemon {
         self.engine.sessions.track_changes(self.epoch);
         self.restored = self.engine.new_restored_shard();
         let [own, old] = &mut self.out.journals;
-        let read =
-            |journal: &[Vec<u8>]| SessionRecords::read(journal.iter().map(Vec::as_slice)).unwrap();
+        let read = |journal: &[Vec<u8>]| {
+            let records = journal.iter().map(Vec::as_slice);
+            if !is_pair {
+                return SessionRecords::read(records).unwrap();
+            }
+            let (records, damaged) = SessionRecords::read_each(records);
+            assert_eq!(damaged, 0);
+            records
+        };
         let mut records = read(old);
         records.add(read(own));
         let sessions = &mut self.restored.sessions;
         if is_pair {
-            records.leave_machine();
+            records.leave_machine(&self.policy);
             sessions.restore_sessions(records, now, epoch + EPOCH_ERROR);
         } else {
             sessions.restore_sessions(records, now, epoch);
