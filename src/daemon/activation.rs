@@ -7,7 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ftp_alg_core::engine::{RestoredCounts, SessionRecords};
+use ftp_alg_core::{
+    engine::{RestoredCounts, SessionRecords},
+    policy::Policy,
+};
 use redis::cmd;
 
 use super::{
@@ -23,10 +26,12 @@ use crate::config::Backend;
 
 /// The error of a daemon that is no part of a pair.
 const NO_PAIR: &str = "this gateway is not one of a pair: its configuration has no [pair]";
-/// How many records are read at a time.
-const COUNT: u32 = 512;
+/// How many records are read at a time: their reply must not be too long.
+const COUNT: u32 = 64;
 /// A longer record is not read: no session has one.
 const MAX_RECORD: usize = 64 << 10;
+/// The length of a record of a session that holds nothing, as far as the memory of all counts.
+const USUAL_RECORD: usize = 1 << 10;
 /// The most shards: the workers and the restored sessions.
 const MAX_SHARDS: usize = 65;
 /// How long a gateway waits until the other one has left its sessions.
@@ -34,6 +39,8 @@ const DEPARTURE_LIMIT: Duration = Duration::from_millis(500);
 const DEPARTURE_PAUSE: Duration = Duration::from_millis(5);
 /// A gateway is alive if its clock was seen to go on within this time. keepalived needs longer to find a failure.
 const ALIVE: Duration = Duration::from_millis(300);
+/// No machine was started longer ago.
+const LONGEST_UP: Duration = Duration::from_secs(100 * 365 * 86_400);
 /// How long the workers may take to finish their batches.
 const PARK_LIMIT: Duration = Duration::from_secs(2);
 /// How long the last records may take to the other gateway, in milliseconds.
@@ -52,7 +59,7 @@ struct Found {
 
 impl Pair {
     /// Makes the own store the primary, and reads the other gateway's records. After an error, `found` has those before it.
-    fn take_over(&self, max_sessions: usize, found: &mut Found) -> io::Result<StoreConnection> {
+    fn take_over(&self, policy: &Policy, found: &mut Found) -> io::Result<StoreConnection> {
         let deadline = Instant::now() + STORE_LIMIT;
         let mut store = StoreConnection::open_own(&self.settings.store, STORE_LIMIT)?;
         self.wait_for_departure(&mut store)?;
@@ -62,6 +69,8 @@ impl Pair {
         let other = Gateway::read(&mut store, &keys::pair(found.epoch), deadline)?;
         let Some(other) = other else { return Ok(store) };
         found.zero = self.zero_of(&other);
+        let max_sessions = policy.max_sessions;
+        let mut room = policy.memory.saturating_add(max_sessions.saturating_mul(USUAL_RECORD));
         for shard in 0..other.shards.min(MAX_SHARDS) {
             let key = keys::sessions(found.epoch, shard);
             let mut cursor = "0".to_owned();
@@ -69,7 +78,7 @@ impl Pair {
                 let mut command = cmd("HSCAN");
                 command.arg(&key).arg(&cursor).arg("COUNT").arg(COUNT);
                 let (next, pairs): (String, Vec<Vec<u8>>) = store.query(&command, deadline)?;
-                found.add(pairs.iter().skip(1).step_by(2));
+                found.add(pairs.iter().skip(1).step_by(2), max_sessions, &mut room);
                 cursor = next;
                 if cursor == "0" {
                     break;
@@ -101,7 +110,8 @@ impl Pair {
         let seen = self.seen().clone();
         let is_same = seen.peer.is_some_and(|peer| peer.up == other.up && peer.id == other.id);
         let at = seen.peer_at.filter(|_| is_same).unwrap_or(now);
-        at.checked_sub(Duration::from_millis(other.up)).unwrap_or(now)
+        let up = Duration::from_millis(other.up);
+        at.checked_sub(up).filter(|_| up < LONGEST_UP).unwrap_or(now)
     }
 
     /// Waits until the other gateway's store has the last records, and makes the own store its replica.
@@ -117,15 +127,26 @@ impl Pair {
 }
 
 impl Found {
-    /// Adds the records in these frames. A worker's record is newer than that of the restored session that it has adopted,
-    /// so the restored ones come first.
-    fn add<'f>(&mut self, frames: impl Iterator<Item = &'f Vec<u8>> + Clone) {
-        let whole = frames.clone().filter_map(|frame| match Frame::read(frame) {
-            Frame::Whole(record, []) if record.len() <= MAX_RECORD => Some(record),
-            _ => None,
-        });
-        let (records, damaged) = SessionRecords::read_each(whole.clone());
-        self.damaged += frames.count() - whole.count() + damaged;
+    /// Adds the records in these frames, until there are `max_sessions`, or none of `room` bytes is left. A worker's record
+    /// is newer than that of the restored session that it has adopted, so the restored ones come first.
+    fn add<'f>(
+        &mut self,
+        frames: impl Iterator<Item = &'f Vec<u8>>,
+        max_sessions: usize,
+        room: &mut usize,
+    ) {
+        let mut whole = Vec::new();
+        for frame in frames.take(max_sessions.saturating_sub(self.records.len())) {
+            match Frame::read(frame) {
+                Frame::Whole(record, []) if record.len() <= MAX_RECORD.min(*room) => {
+                    *room -= record.len();
+                    whole.push(record);
+                }
+                _ => self.damaged += 1,
+            }
+        }
+        let (records, damaged) = SessionRecords::read_each(whole.into_iter());
+        self.damaged += damaged;
         self.records.add(records);
     }
 }
@@ -139,14 +160,14 @@ impl SharedState {
             return Ok(format!("already active, epoch {epoch}"));
         }
         let begun = Instant::now();
-        let max_sessions = lock(self.restored()).engine.sessions.policy().max_sessions;
+        let policy = lock(self.restored()).engine.sessions.policy().clone();
         let mut found = Found {
             epoch: pair.seen().current,
             zero: begun,
             records: SessionRecords::default(),
             damaged: 0,
         };
-        let mut store = pair.take_over(max_sessions, &mut found);
+        let mut store = pair.take_over(&policy, &mut found);
         let epoch = found.epoch.saturating_add(1);
         let damaged = found.damaged;
         let RestoredCounts { sessions, adjusted, .. } = self.continue_sessions(pair, found);

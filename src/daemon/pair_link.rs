@@ -2,7 +2,10 @@
 
 use std::{
     io,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -58,15 +61,12 @@ struct Link {
 impl Link {
     fn look(&mut self, shared: &SharedState, pair: &Pair) {
         let role = pair.role();
-        let looked = self.look_at_own(pair, role);
+        let looked = self.look_at_own(shared, pair, role);
         let newer = looked.as_ref().ok().copied().flatten();
-        if let Err(error) = &looked {
+        if looked.is_err() {
             self.own = None;
             pair.link.has_replica.store(false, Ordering::Relaxed);
             pair.seen().lag = None;
-            pair.seen().store_failure = Some(error.to_string());
-        } else {
-            pair.seen().store_failure = None;
         }
         let now = Instant::now();
         let mut newer_at_peer = None;
@@ -84,14 +84,21 @@ impl Link {
             shared.report(shared.deactivate(&why));
             return;
         }
-        if looked.is_ok() && role != Role::Standby {
-            self.connect_writers(shared, pair);
-        }
+        let connected = looked.and_then(|_| match role {
+            Role::Standby => Ok(()),
+            Role::Active { .. } => connect_writers(shared, pair),
+        });
+        pair.seen().store_failure = connected.err().map(|error| error.to_string());
         set_problem(shared, pair, role);
     }
 
     /// Looks at the own store. Returns the epoch of a gateway that was activated later.
-    fn look_at_own(&mut self, pair: &Pair, role: Role) -> io::Result<Option<u64>> {
+    fn look_at_own(
+        &mut self,
+        shared: &SharedState,
+        pair: &Pair,
+        role: Role,
+    ) -> io::Result<Option<u64>> {
         let deadline = Instant::now() + LIMIT;
         let store = match &mut self.own {
             Some(store) => store,
@@ -110,6 +117,10 @@ impl Link {
                     && pair.role() == role
                 {
                     store.run(cmd("REPLICAOF").arg("NO").arg("ONE"), deadline)?;
+                }
+                if !replication.is_primary || current < epoch {
+                    // It has been another's replica, or was emptied.
+                    disconnect_writers(shared);
                 }
                 if current < epoch {
                     store.run(cmd("SET").arg(keys::current()).arg(epoch), deadline)?;
@@ -153,7 +164,9 @@ impl Link {
         };
         let Role::Active { epoch } = role else {
             // A replica takes no writes, and no gateway is active then.
-            let _ = pair.own_now().write(store, &keys::standby(), STANDBY_LIFETIME, deadline);
+            if pair.own_now().write(store, &keys::standby(), STANDBY_LIFETIME, deadline).is_err() {
+                self.peer = None; // its reply may still come
+            }
             return Ok(None);
         };
         let current: Option<u64> = store.query(cmd("GET").arg(keys::current()), deadline)?;
@@ -166,51 +179,54 @@ impl Link {
         }
         Ok(Some(current).filter(|current| *current > epoch))
     }
+}
 
-    /// Connects the writers that have none, and sends all records of their shards.
-    fn connect_writers(&mut self, shared: &SharedState, pair: &Pair) {
-        for shard in &shared.shards {
-            let lacks = lock(shard).store.as_ref().is_some_and(|store| store.lacks_connection());
-            if !lacks {
-                continue;
+/// Connects the writers that have no connection, and sends all records of their shards.
+fn connect_writers(shared: &SharedState, pair: &Pair) -> io::Result<()> {
+    for shard in &shared.shards {
+        let lacks = lock(shard).store.as_ref().is_some_and(|store| store.lacks_connection());
+        if lacks && let Err(error) = connect_writer(shard, pair) {
+            if let Some(store) = &mut lock(shard).store {
+                store.disconnect();
             }
-            // The key begins again, without a lifetime.
-            self.next_refresh = None;
-            let connected =
-                StoreConnection::open_own(&pair.settings.store, LIMIT).and_then(|mut store| {
-                    // One that does not answer would get none of the records.
-                    store.run(&cmd("PING"), Instant::now() + LIMIT)?;
-                    Ok(store.into_socket())
-                });
-            let sent = connected.and_then(|socket| {
-                let with_store = |shard: &mut Shard, socket| match &mut shard.store {
-                    Some(store) => store.connect(socket),
-                    None => Ok(()),
-                };
-                with_store(&mut lock(shard), socket)?;
-                let deadline = Instant::now() + LIMIT;
-                loop {
-                    let mut guard = lock(shard);
-                    let Shard { engine, store: Some(store), .. } = &mut *guard else {
-                        return Ok(());
-                    };
-                    if !store.send_slice(engine)? {
-                        return Ok(());
-                    }
-                    drop(guard);
-                    if Instant::now() > deadline {
-                        return Err(io::ErrorKind::TimedOut.into());
-                    }
-                    thread::sleep(SLICE_PAUSE);
-                }
-            });
-            if let Err(error) = sent {
-                if let Some(store) = &mut lock(shard).store {
-                    store.disconnect();
-                }
-                pair.seen().store_failure = Some(error.to_string());
-                return;
-            }
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+/// Connects the writer of a shard, and sends all records. The store must take a slice in time, not all of them.
+fn connect_writer(shard: &Mutex<Shard>, pair: &Pair) -> io::Result<()> {
+    let mut store = StoreConnection::open_own(&pair.settings.store, LIMIT)?;
+    // One that does not answer would get none of the records.
+    store.run(&cmd("PING"), Instant::now() + LIMIT)?;
+    if let Some(writer) = &mut lock(shard).store {
+        writer.connect(store.into_socket())?;
+    }
+    let (mut deadline, mut unsent) = (Instant::now() + LIMIT, None);
+    loop {
+        let mut guard = lock(shard);
+        let Shard { engine, store: Some(store), .. } = &mut *guard else { return Ok(()) };
+        if !store.send_slice(engine)? {
+            return Ok(());
+        }
+        let before = std::mem::replace(&mut unsent, store.unsent_from());
+        drop(guard);
+        let now = Instant::now();
+        if before != unsent {
+            deadline = now + LIMIT;
+        } else if now > deadline {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        thread::sleep(SLICE_PAUSE);
+    }
+}
+
+/// Drops the connections of all writers, so that all records are written once more.
+fn disconnect_writers(shared: &SharedState) {
+    for shard in &shared.shards {
+        if let Some(store) = &mut lock(shard).store {
+            store.disconnect();
         }
     }
 }
@@ -282,6 +298,40 @@ impl Replication {
             has_replica: lag.is_some_and(|lag| lag <= MAX_LAG),
             replica_lag: lag.map(Duration::from_secs),
             primary_lag: heard.map(Duration::from_secs),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What redis 7.0 and valkey 8 say.
+    #[test]
+    fn the_replication_of_real_stores_is_read() {
+        let primary = "# Replication\r\nrole:master\r\nconnected_slaves:2\r\n\
+            slave0:ip=10.99.0.2,port=6379,state=online,offset=98,lag=1\r\n\
+            slave1:ip=10.99.0.3,port=6379,state=wait_bgsave,offset=0,lag=0\r\n\
+            master_failover_state:no-failover\r\nmaster_replid:5f7e\r\nmaster_repl_offset:98\r\n";
+        let valkey = primary.replace("offset=98,lag=1", "offset=98,lag=9,type=replica");
+        let alone = "# Replication\r\nrole:master\r\nconnected_slaves:0\r\n";
+        let replica = "# Replication\r\nrole:slave\r\nmaster_host:10.99.0.1\r\nmaster_port:6379\r\n\
+            master_link_status:up\r\nmaster_last_io_seconds_ago:3\r\nslave_read_repl_offset:98\r\n\
+            slave_repl_offset:98\r\nslave_priority:100\r\nslave_read_only:1\r\n";
+        let cut_off = replica.replace("ago:3", "ago:-1");
+        let seconds = |number| Some(Duration::from_secs(number));
+        for (text, expected) in [
+            (primary, (true, true, seconds(1), None)),
+            (&valkey, (true, false, seconds(9), None)),
+            (alone, (true, false, None, None)),
+            (replica, (false, false, None, seconds(3))),
+            (&cut_off, (false, false, None, None)),
+            ("\u{0}slave0:state=online,lag=99999999999999999999", (false, false, None, None)),
+            ("", (false, false, None, None)),
+        ] {
+            let Replication { is_primary, has_replica, replica_lag, primary_lag } =
+                Replication::parse(text);
+            assert_eq!((is_primary, has_replica, replica_lag, primary_lag), expected, "{text}");
         }
     }
 }

@@ -12,8 +12,9 @@ use socket2::{SockAddr, SockRef, Socket, Type};
 
 use super::super::deadline_stream::DeadlineStream;
 
-/// The longest reply in bytes. A longer one would take too much memory.
-const MAX_REPLY: u64 = 64 << 20;
+/// The longest reply in bytes. A longer one would take too much memory: a value takes twenty times as much as its bytes, if
+/// it has few.
+const MAX_REPLY: u64 = 8 << 20;
 
 /// A connection to a store. After an error it must not be used any more, because its replies may be out of step.
 pub(in crate::daemon) struct StoreConnection {

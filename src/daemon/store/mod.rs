@@ -78,7 +78,12 @@ impl Gateway {
         let gateway = || {
             Some(Self {
                 id: number("id")?,
-                version: fields.get("version")?.chars().take(64).collect(),
+                version: fields
+                    .get("version")?
+                    .chars()
+                    .filter(char::is_ascii_graphic)
+                    .take(64)
+                    .collect(),
                 config: number("config")?,
                 up: number("up")?,
                 clock: number("clock")?,
@@ -143,3 +148,6 @@ impl StoreLink {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,8 +1,10 @@
 //! The writer of a shard's records to the own machine's store.
 //!
 //! Invariants:
-//! - No packet waits longer than [`WRITE_LIMIT`]. Behind a reply that is late no batch waits until the store has caught up.
-//! - Nothing is queued in our memory. What cannot be sent is sent again by the thread that looks at the stores: all records of the shard.
+//! - No packet waits longer than [`WRITE_LIMIT`], and [`SLICE_LIMIT`] for what another one does. Behind a reply that is late
+//!   no batch waits until the store has caught up.
+//! - Nothing is queued in our memory. What cannot be sent is written once more by the thread that looks at the stores: all
+//!   records of the shard.
 //! - The replies of a connection are in step with its commands. A connection with any other reply is dropped.
 
 use std::{
@@ -20,11 +22,12 @@ use super::super::records::{Need, Records, framed};
 use super::{StoreLink, keys};
 use crate::config::Confirm;
 
-/// How long the packets of a batch wait for the store, at most.
+/// How long the packets of a batch wait for the other gateway's store, at most.
 const WRITE_LIMIT: Duration = Duration::from_millis(20);
 /// How long the store waits for its replica, in milliseconds.
 const REPLICA_LIMIT: u32 = 10;
-/// How long one slice of a shard's records may take, during which packets of the shard wait.
+/// How long other commands may take, for instance one slice of a shard's records, during which packets of the shard wait.
+/// A packet may wait for these of another shard, too, whose session its shard adopts.
 const SLICE_LIMIT: Duration = Duration::from_millis(5);
 /// How many table slots are in a slice.
 const SLICE: u32 = 64;
@@ -76,7 +79,7 @@ impl StoreWriter {
         self.lacks_connection() || self.next_slot.is_some()
     }
 
-    /// Uses a connection, on which all records are sent again.
+    /// Uses a connection, on which all records are written once more.
     pub(in crate::daemon) fn connect(&mut self, socket: Socket) -> io::Result<()> {
         let Some(key) = &self.key else { return Ok(()) };
         let mut stream = WriteStream::new(socket)?;
@@ -87,7 +90,7 @@ impl StoreWriter {
         Ok(())
     }
 
-    /// Sends the next records, if the store has taken those before. Returns whether more are to be sent.
+    /// Sends the next records, if the store has taken those before. Returns whether it has not taken all yet.
     pub(in crate::daemon) fn send_slice(&mut self, engine: &mut Engine) -> io::Result<bool> {
         let (Some(stream), Some(key), Some(first)) = (&mut self.stream, &self.key, self.next_slot)
         else {
@@ -96,6 +99,10 @@ impl StoreWriter {
         stream.read_replies()?;
         if stream.pending > 0 {
             return Ok(true);
+        }
+        if first >= engine.sessions.slot_count() {
+            self.next_slot = None;
+            return Ok(false);
         }
         let mut command = cmd("HSET");
         command.arg(key);
@@ -111,14 +118,23 @@ impl StoreWriter {
             let packed = command.get_packed_command();
             stream.send(&packed, 1, Instant::now() + SLICE_LIMIT)?;
         }
-        let next = first.saturating_add(SLICE);
-        self.next_slot = (next < engine.sessions.slot_count()).then_some(next);
-        Ok(self.next_slot.is_some())
+        self.next_slot = Some(first.saturating_add(SLICE));
+        Ok(true)
+    }
+
+    /// The first slot of the table whose record is not sent yet, while not all are.
+    pub(in crate::daemon) fn unsent_from(&self) -> Option<u32> {
+        self.next_slot
+    }
+
+    /// Drops the connection. The link connects it again with its next look.
+    pub(in crate::daemon) fn disconnect(&mut self) {
+        self.stream = None;
     }
 
     /// Drops the connection. The link connects it again at once.
-    pub(in crate::daemon) fn disconnect(&mut self) {
-        self.stream = None;
+    fn give_up(&mut self) {
+        self.disconnect();
         self.link.wake();
     }
 
@@ -167,9 +183,9 @@ impl StoreWriter {
         let mut commands = self.encode(batch);
         let waits = self.waits(batch, need);
         let Some(stream) = self.stream.as_mut().filter(|_| commands > 0) else { return Ok(()) };
-        let deadline = Instant::now() + WRITE_LIMIT;
         stream.read_replies()?;
         let waits = waits && !stream.is_late;
+        let deadline = Instant::now() + if waits { WRITE_LIMIT } else { SLICE_LIMIT };
         if waits {
             cmd("WAIT").arg(1).arg(REPLICA_LIMIT).write_packed_command(&mut self.buffer);
             commands += 1;
@@ -188,7 +204,7 @@ impl StoreWriter {
 impl Records for StoreWriter {
     fn write(&mut self, batch: &Batch, need: Need) -> Result<(), String> {
         self.try_write(batch, need).map_err(|error| {
-            self.disconnect();
+            self.give_up();
             format!(
                 "cannot write to the store of this machine: {error}; until this works, the other gateway cannot continue \
                  sessions; ftp-alg tries again at once"
@@ -197,12 +213,16 @@ impl Records for StoreWriter {
     }
 
     fn maintain(&mut self, _: &mut Engine) -> Result<(), String> {
+        // A store that was started again has no records. Without packets nobody else finds out.
+        if self.stream.as_mut().is_some_and(|stream| stream.read_replies().is_err()) {
+            self.give_up();
+        }
         let (Some(key), false) = (&self.key, self.gone.is_empty()) else { return Ok(()) };
         let removal = cmd("HDEL").arg(key).arg(std::mem::take(&mut self.gone)).get_packed_command();
         if let Some(stream) = &mut self.stream
             && stream.send(&removal, 1, Instant::now() + SLICE_LIMIT).is_err()
         {
-            self.disconnect();
+            self.give_up();
         }
         Ok(())
     }
@@ -275,19 +295,25 @@ impl WriteStream {
         }
     }
 
-    /// Reads the replies that have come. Each is one line, because no command asks for anything else.
+    /// Reads the replies that have come, and fails if one has come that no command asked for. Each is one line, because no
+    /// command asks for anything else.
     fn read_replies(&mut self) -> io::Result<()> {
         let mut bytes = [0; 4096];
-        while self.pending > 0 {
+        loop {
             match self.socket.read(&mut bytes) {
                 Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
-                Ok(length) => self.take_replies(&bytes[..length])?,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Ok(length) => {
+                    self.take_replies(&bytes[..length])?;
+                    if length < bytes.len() {
+                        break;
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
         }
-        self.is_late = false;
+        self.is_late &= self.pending > 0;
         Ok(())
     }
 
