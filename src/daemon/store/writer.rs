@@ -1,10 +1,10 @@
 //! The writer of a shard's records to the own machine's store.
 //!
 //! Invariants:
-//! - No packet waits longer than [`WRITE_LIMIT`], and [`SLICE_LIMIT`] for what another one does. Behind a reply that is late
-//!   no batch waits until the store has caught up.
-//! - Nothing is queued in our memory. What cannot be sent is written once more by the thread that looks at the stores: all
-//!   records of the shard.
+//! - No packet waits longer than [`WRITE_LIMIT`], and [`SLICE_LIMIT`] for what another one does. Behind a reply that is
+//!   late no batch waits until the store has caught up.
+//! - Nothing is queued in our memory. What cannot be sent is written once more by the thread that looks at the stores:
+//!   all records of the shard.
 //! - The replies of a connection are in step with its commands. A connection with any other reply is dropped.
 
 use std::{

@@ -370,6 +370,9 @@ impl Direction {
     /// `chunk` at `seq` continues an incomplete line. With `hold` it is held back if the whole line can be; otherwise
     /// it is delivered, after the bytes held so far.
     pub fn continue_line(&mut self, seq: Seq, chunk: &[u8], hold: bool) {
+        if chunk.is_empty() {
+            return; // the line is as it was, also if it is held back
+        }
         let starts = self.line().is_empty();
         if hold && (starts || self.is_holding()) {
             self.append_to_line(chunk);
