@@ -30,13 +30,12 @@ pub struct FakeKernel {
 impl Kernel for FakeKernel {
     fn lookup_translation(
         &mut self,
-        a: SocketAddr,
-        b: SocketAddr,
+        client: SocketAddr,
+        server: SocketAddr,
     ) -> Result<Option<Translation>, KernelError> {
         if self.was_flushed {
             return Ok(None);
         }
-        let (client, server) = if b.port() == 21 { (a, b) } else { (b, a) };
         let published = self.published.map(|address| SocketAddr::new(address, server.port()));
         let server_external = published.unwrap_or(server);
         Ok(Some(Translation { server_external, ..Translation::identity(client, server) }))
