@@ -35,7 +35,7 @@ const USUAL_RECORD: usize = 1 << 10;
 /// The most shards: the workers and the restored sessions.
 const MAX_SHARDS: usize = 65;
 /// How long a gateway waits until the other one has left its sessions.
-const DEPARTURE_LIMIT: Duration = Duration::from_millis(500);
+const DEPARTURE_LIMIT: Duration = Duration::from_secs(1);
 const DEPARTURE_PAUSE: Duration = Duration::from_millis(5);
 /// A gateway is alive if its clock was seen to go on within this time. keepalived needs longer to find a failure.
 const ALIVE: Duration = Duration::from_millis(300);
@@ -43,6 +43,8 @@ const ALIVE: Duration = Duration::from_millis(300);
 const LONGEST_UP: Duration = Duration::from_secs(100 * 365 * 86_400);
 /// How long the workers may take to finish their batches.
 const PARK_LIMIT: Duration = Duration::from_secs(2);
+/// How long a gateway that leaves its sessions waits for its own store to have the records.
+const CATCH_UP_LIMIT: Duration = Duration::from_millis(300);
 /// How long the last records may take to the other gateway, in milliseconds.
 const LAST_RECORDS_LIMIT: u32 = 500;
 
@@ -235,6 +237,7 @@ impl SharedState {
         let Role::Active { epoch } = pair.role() else {
             return Ok("already standby".to_owned());
         };
+        let lacking = self.wait_for_store();
         let mut sessions = 0;
         self.with_each(|engine| sessions += engine.sessions.count());
         let saved = pair.set_role(Role::Standby);
@@ -253,15 +256,30 @@ impl SharedState {
         drop(kernel);
         self.restored_remaining.store(0, Ordering::Relaxed);
         let handed = pair.hand_over(epoch);
-        let failure = handed.err().map_or(String::new(), |error| {
-            format!("; the store cannot be made a replica yet: {error}")
-        });
+        let mut failure = match lacking {
+            0 => String::new(),
+            lacking => format!("; the store lacks records of {}", counted(lacking as u64, "shard")),
+        };
+        if let Err(error) = handed {
+            failure += &format!("; the store cannot be made a replica yet: {error}");
+        }
         let text = format!(
             "standby, after epoch {epoch}: left {} to the other gateway ({why}){failure}",
             counted(sessions as u64, "session")
         );
         log_event!(DEACTIVATED, epoch, sessions, "{text}");
         Ok(text)
+    }
+
+    /// Waits until the own store has the records of all shards. Returns how many shards have records that it lacks.
+    fn wait_for_store(&self) -> usize {
+        let deadline = Instant::now() + CATCH_UP_LIMIT;
+        loop {
+            match self.shards_behind() {
+                1.. if Instant::now() < deadline => thread::sleep(DEPARTURE_PAUSE),
+                lacking => break lacking,
+            }
+        }
     }
 
     /// How many shards have records that the own store lacks.

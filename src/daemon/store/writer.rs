@@ -29,6 +29,8 @@ const REPLICA_LIMIT: u32 = 10;
 /// How long other commands may take, for instance one slice of a shard's records, during which packets of the shard wait.
 /// A packet may wait for these of another shard, too, whose session its shard adopts.
 const SLICE_LIMIT: Duration = Duration::from_millis(5);
+/// How long a shard waits for its last replies when the other gateway continues.
+const LAST_LIMIT: Duration = Duration::from_millis(200);
 /// How many table slots are in a slice.
 const SLICE: u32 = 64;
 /// The longest reply to a command that writes.
@@ -59,12 +61,16 @@ impl StoreWriter {
 
     /// Writes from now on to the keys of `epoch`, beginning with all records, when the link has connected it.
     pub(in crate::daemon) fn begin(&mut self, epoch: u64) {
-        self.end();
-        self.key = Some(keys::sessions(epoch, self.shard));
+        (self.key, self.stream) = (Some(keys::sessions(epoch, self.shard)), None);
+        self.gone.clear();
     }
 
-    /// Writes nothing any more.
+    /// Writes nothing any more, behind the replies to what was written.
     pub(in crate::daemon) fn end(&mut self) {
+        if let Some(stream) = &mut self.stream {
+            // The connection ends in any case.
+            let _ = stream.await_replies(Instant::now() + LAST_LIMIT);
+        }
         (self.key, self.stream) = (None, None);
         self.gone.clear();
     }
