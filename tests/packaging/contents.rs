@@ -5,9 +5,10 @@ use std::{collections::BTreeSet, fs, path::Path};
 use crate::{alone, deb, make, output, root};
 
 /// Every file but the recipes, whose list is the directory's.
-const FILES: [&str; 17] = [
+const FILES: [&str; 18] = [
     "/etc/ftp-alg.toml",
     "/etc/logrotate.d/ftp-alg",
+    "/usr/lib/ftp-alg/notify",
     "/usr/lib/systemd/system/ftp-alg.service",
     "/usr/lib/sysusers.d/ftp-alg.conf",
     "/usr/sbin/ftp-alg",
@@ -52,7 +53,7 @@ fn the_package_has_these_files() {
         packed.iter().map(|file| file.split(' ').next().unwrap().to_owned()).collect();
     assert_eq!(names, wanted);
     for file in &packed {
-        let program = file.starts_with("/usr/sbin/");
+        let program = file.starts_with("/usr/sbin/") || file.starts_with("/usr/lib/ftp-alg/");
         assert!(file.ends_with(if program { " 755" } else { " 644" }), "{file}");
     }
 
