@@ -4,6 +4,7 @@ mod file_edits;
 mod firewalls;
 mod needed_rule;
 mod nft_file;
+mod pair;
 mod saved_table;
 mod store;
 
@@ -42,6 +43,10 @@ use crate::{
 /// A machine that forwards no packets is taken for a host. With --gateway, setup
 /// adds the rules of a gateway, and switches on the forwarding of IPv4.
 ///
+/// --pair prints the files of two gateways, of which one may fail, for keepalived,
+/// conntrackd, a store, the firewall and ftp-alg. It asks for what the options do
+/// not say, and changes nothing on this machine.
+///
 /// --check shows the same and exits with 1 if a change is pending, for scripts.
 ///
 /// Exit codes: 0 nothing to do, shown, or done; 1 failed, something must be done
@@ -63,6 +68,8 @@ pub struct Setup {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    pair: pair::PairOptions,
     #[command(flatten)]
     config: ConfigOption,
     #[command(flatten)]
@@ -141,6 +148,9 @@ impl LoadedFirewall {
 impl Setup {
     /// Shows, applies or undoes the changes.
     pub fn run(&self) -> Result<(), Failure> {
+        if self.pair.pair {
+            return self.pair.run();
+        }
         if !rustix::process::geteuid().is_root() {
             return Err(Failure::failed(
                 "not permitted to read the firewall's rules: run this as root",

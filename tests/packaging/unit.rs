@@ -29,10 +29,16 @@ fn the_unit_is_understood() {
     let installed = "/usr/sbin/ftp-alg";
     assert!(unit.contains(installed));
     let directory = tempfile::tempdir().unwrap();
-    let file = directory.path().join("ftp-alg.service");
-    fs::write(&file, unit.replace(installed, env!("CARGO_BIN_EXE_ftp-alg"))).unwrap();
-    let verified = run("systemd-analyze", &["verify", "--man=no", file.to_str().unwrap()]);
-    assert!(verified.status.success() && said(&verified).is_empty(), "{}", said(&verified));
+    let store = include_str!("../../src/cli/setup/pair/redis.service");
+    for (name, unit) in [
+        ("ftp-alg.service", unit.replace(installed, env!("CARGO_BIN_EXE_ftp-alg"))),
+        ("redis-ftp-alg.service", store.replace("redis-server", "/bin/true")),
+    ] {
+        let file = directory.path().join(name);
+        fs::write(&file, unit).unwrap();
+        let verified = run("systemd-analyze", &["verify", "--man=no", file.to_str().unwrap()]);
+        assert!(verified.status.success() && said(&verified).is_empty(), "{}", said(&verified));
+    }
 }
 
 /// Any user may make one, where the BPF file system is not root's alone.

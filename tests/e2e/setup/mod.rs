@@ -8,6 +8,7 @@ mod forwarding;
 pub mod machine;
 mod native;
 mod openwrt;
+mod pair;
 pub mod ufw;
 
 use crate::recipes::site;
