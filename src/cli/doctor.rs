@@ -1,6 +1,7 @@
 //! `ftp-alg doctor`: checks whether FTP works with this kernel and this firewall, and what to do if it does not.
 
 mod checks;
+mod pair;
 mod try_modes;
 
 use std::{
@@ -110,7 +111,11 @@ impl DoctorOptions {
         };
         let running = running.as_ref();
         let fast_path = config.queue.fast_path;
-        let checks = checks::Checks { running, features: &features, fast_path, surroundings }.all();
+        let all = checks::Checks { running, features: &features, fast_path, surroundings };
+        let mut checks = all.all();
+        if let Ok(status) = running {
+            checks.extend(pair::checks(status, &pair::Machine::read(&firewall)));
+        }
         let report = DoctorReport::new(features.net_admin.then_some(backend), reason, checks);
         output::print_report(self.json, &report, |report| text(report, Style::of_stdout()))?;
         match report.backend {

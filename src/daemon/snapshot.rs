@@ -445,6 +445,28 @@ pub struct PairStatus {
     pub same_configuration: Option<bool>,
 }
 
+#[cfg(test)]
+impl PairStatus {
+    /// The active gateway of a pair that works.
+    pub fn healthy() -> Self {
+        Self {
+            role: "active".to_owned(),
+            epoch: 7,
+            since_seconds: 60,
+            store: "ok".to_owned(),
+            replica: true,
+            shards_behind: 0,
+            unconfirmed: 0,
+            lag: Some(0.0),
+            peer: SocketAddr::from(([10, 99, 0, 2], 6379)),
+            peer_failure: None,
+            peer_version: Some("1.0".to_owned()),
+            clocks_apart: None,
+            same_configuration: Some(true),
+        }
+    }
+}
+
 /// One control connection.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SessionSummary {

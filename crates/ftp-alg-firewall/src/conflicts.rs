@@ -105,6 +105,16 @@ impl Firewall {
         found
     }
 
+    /// The rules with all of these words, whatever their case, each with its chain.
+    pub fn rules_with(&self, words: &[&str]) -> Vec<String> {
+        let has = |rule: &str, word: &str| {
+            rule.split(|one: char| !one.is_alphanumeric()).any(|one| one.eq_ignore_ascii_case(word))
+        };
+        let rules = self.ruleset.rules();
+        let found = rules.filter(|one| words.iter().all(|word| has(&one.rule.text, word)));
+        found.map(|one| format!("{}: {}", one.chain_name(), one.rule.text)).collect()
+    }
+
     /// The conntrack zones, besides 0, into which the rules put control connections.
     pub fn zones(&self) -> Vec<u16> {
         let zones = self.hiding_rules().into_iter().filter_map(|conflict| match conflict.kind {
@@ -158,6 +168,16 @@ mod tests {
         let quoted = r"'it'\''s $(reboot) `reboot`' -j CT --helper ftp";
         let remedy = format!("iptables-legacy -t raw -D {rule} {quoted}");
         assert_eq!(found(&iptables("raw", &helper)), [(Helper, remedy)]);
+    }
+
+    #[test]
+    fn rules_are_found_by_their_words() {
+        let rules = ":POSTROUTING ACCEPT\n-A POSTROUTING -o wan0 -j MASQUERADE\n\
+                     -A POSTROUTING -o masquerade1 -j SNAT --to-source 198.51.100.1";
+        let firewall = Firewall::from_iptables_tables(&[("nat", rules)]);
+        let [rule] = &firewall.rules_with(&["masquerade"])[..] else { panic!() };
+        assert!(rule.ends_with("POSTROUTING: -A POSTROUTING -o wan0 -j MASQUERADE"), "{rule}");
+        assert_eq!(firewall.rules_with(&["source", "wan0"]), [""; 0]);
     }
 
     #[test]

@@ -101,6 +101,12 @@ problems! {
     /// the store of this machine cannot be used: the other gateway cannot continue sessions, or this one not those of the other
     #[problem("store", Problem, Daemon, "`systemctl status redis-ftp-alg`; ftp-alg sends what is missing as soon as it answers")]
     Store,
+    /// the other gateway of a pair cannot take over, or continues no sessions
+    #[problem("pair-alone", Warning, Doctor, "look at the link, and at redis-ftp-alg and ftp-alg on the other gateway")]
+    PairAlone,
+    /// keepalived, conntrackd, a sysctl or a rule of this machine ends connections when the other gateway takes over
+    #[problem("pair-setup", Warning, Doctor, "compare it with what `ftp-alg setup --pair` prints")]
+    PairSetup,
     /// all file descriptors of the daemon are in use: it can open no file and no socket
     #[problem("file-descriptors", Problem, Daemon, "run `prlimit` as printed: no restart is needed; then raise `LimitNOFILE` in its unit")]
     FileDescriptors,

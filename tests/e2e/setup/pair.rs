@@ -80,6 +80,13 @@ impl<'a> Machine<'a> {
         self.json("status")["pair"].clone()
     }
 
+    /// What `doctor` says of the pair.
+    fn pair_checks(&self) -> Vec<Value> {
+        let checks = self.json("doctor")["checks"].as_array().unwrap().clone();
+        let of_pair = checks.into_iter().filter(|check| check["section"] == "two gateways");
+        of_pair.map(|check| check["name"].clone()).collect()
+    }
+
     fn keepalived(&self) -> BackgroundProcess {
         let command = self.command("keepalived --dont-fork --log-console");
         self.host.start(command, "keepalived").unwrap()
@@ -109,6 +116,14 @@ fn two_machines_with_the_files_of_setup_are_a_pair() {
         one.pair()["replica"] == true && other.pair()["same_configuration"] == true
     });
     assert_eq!(other.pair()["role"], "standby");
+    for machine in [&one, &other] {
+        assert_eq!(machine.pair_checks(), ["pair"]);
+    }
+    let change = "nft add rule inet gateway source_nat masquerade
+        sysctl -qw net.ipv4.conf.all.arp_ignore=0";
+    one.host.shell(change).unwrap();
+    assert_eq!(one.pair_checks(), ["masquerade", "arp_ignore"]);
+
     keepalived.terminate(Duration::from_secs(20)).unwrap();
     other.wait_for_role("active");
     one.wait_for_role("standby");
