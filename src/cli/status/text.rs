@@ -10,8 +10,8 @@ use crate::{
         counted::counted,
         health::CheckStatus,
         snapshot::{
-            ClientBytes, FastPathState, FastPathStatus, Findings, NameRow, Problem, Rates,
-            RunningTotals, Severity, Status, TransferTotals, WindowCounts,
+            ClientBytes, FastPathState, FastPathStatus, Findings, NameRow, PairStatus, Problem,
+            Rates, RunningTotals, Severity, Status, TransferTotals, WindowCounts,
         },
     },
 };
@@ -79,6 +79,7 @@ fn state(status: &Status, style: Style) -> String {
     let unconfined = status.unconfined.iter().map(|what| ("unconfined".to_owned(), what.clone()));
     let rows: Vec<_> = rows
         .chain(fast_path)
+        .chain(status.pair.iter().map(|pair| ("pair".to_owned(), pair_text(pair))))
         .chain([("now".to_owned(), now)])
         .chain(running(&status.running).map(|text| ("running".to_owned(), text)))
         .chain(names)
@@ -110,6 +111,18 @@ fn fast_path_state(status: &FastPathStatus) -> Vec<String> {
         }
         FastPathState::Off => vec![format!("off: {}", status.why)],
     }
+}
+
+/// The role of this gateway, and what it knows of the other one.
+fn pair_text(pair: &PairStatus) -> String {
+    let store = match pair.store.as_str() {
+        "ok" if pair.lag.is_none() => "not connected",
+        store => store,
+    };
+    let (role, since) = (&pair.role, table::span(pair.since_seconds));
+    let behind = counted(pair.shards_behind, "shard");
+    let other = pair.peer_version.as_deref().unwrap_or("not seen");
+    format!("{role} for {since}; store: {store}, {behind} behind; other gateway: {other}")
 }
 
 /// The address of a name, or the error. `None` for a family that the name does not have.

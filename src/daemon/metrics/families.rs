@@ -137,6 +137,7 @@ pub(super) fn families(reading: &Reading) -> Vec<Family> {
         gauges_of(status),
         of_counters(status),
         of_transfers(status),
+        of_pair(status),
         of_servers_and_clients(&status.transfers),
         vec![Family {
             kind: MetricType::Histogram,
@@ -286,6 +287,21 @@ fn of_transfers(status: &Status) -> Vec<Family> {
             unwritten,
         ),
     ]
+}
+
+/// The metrics of one of two gateways.
+fn of_pair(status: &Status) -> Vec<Family> {
+    let Some(pair) = &status.pair else { return Vec::new() };
+    let is_active = u64::from(pair.role == "active");
+    let families = [
+        gauge("ftp_alg_pair_active", "1 if this gateway is active, 0 if standby.", is_active),
+        gauge("ftp_alg_pair_role_seconds", "Seconds since the role changed.", pair.since_seconds),
+        gauge("ftp_alg_pair_replica", "1 if the standby confirms records.", pair.replica.into()),
+        gauge("ftp_alg_pair_shards_behind", "Shards not in the store.", pair.shards_behind),
+    ];
+    let help = "Seconds since the stores heard of each other; absent if not connected.";
+    let lag = pair.lag.map(|lag| gauge("ftp_alg_pair_lag_seconds", help, lag as u64));
+    families.into_iter().chain(lag).collect()
 }
 
 /// The metrics by server and by client, if there are any.

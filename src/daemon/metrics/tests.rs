@@ -17,7 +17,7 @@ use super::{
 };
 use crate::daemon::{
     health::ProblemName,
-    snapshot::{ClientBytes, RunningTotals, ServerTotals, Status, TransferTotals},
+    snapshot::{ClientBytes, PairStatus, RunningTotals, ServerTotals, Status, TransferTotals},
     status_source::fixed::FixedSource,
 };
 
@@ -41,6 +41,7 @@ fn status() -> Status {
         sessions: 7,
         counters,
         queue_waiting: Some(2),
+        pair: Some(PairStatus::healthy()),
         findings: ["table", "notrack", "notrack", "state"]
             .map(|name| ProblemName::from_name(name).unwrap().finding("text"))
             .into_iter()
@@ -76,6 +77,9 @@ fn the_text_has_the_values_of_the_status() {
         "ftp_alg_queue_waiting_packets 2",
         "ftp_alg_server_transfers_total{server=\"10.0.0.5\",result=\"no-data-connection\"} 0",
         "ftp_alg_server_transfer_bytes_total{server=\"2001:db8::5\",direction=\"up\"} 9",
+        "ftp_alg_pair_active 1",
+        "ftp_alg_pair_role_seconds 60",
+        "ftp_alg_pair_lag_seconds 0",
         "ftp_alg_running_transfers 6",
         "ftp_alg_running_transfer_bytes{direction=\"up\"} 5",
         "ftp_alg_top_client_bytes{client=\"2001:db8::/64\"} 8",
@@ -89,9 +93,9 @@ fn the_text_has_the_values_of_the_status() {
         assert!(text.lines().any(|found| found == line), "{line} is missing:\n{text}");
     }
     let mut unknown = reading();
-    unknown.status.queue_waiting = None;
+    (unknown.status.queue_waiting, unknown.status.pair) = (None, None);
     let text = self::text(&unknown).unwrap();
-    assert!(!text.contains("ftp_alg_queue_waiting_packets"), "{text}");
+    assert!(!text.contains("ftp_alg_queue_waiting_packets") && !text.contains("_pair_"), "{text}");
 }
 
 /// What a metric counts is its help text, which the endpoint has.
