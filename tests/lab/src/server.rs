@@ -1,7 +1,6 @@
 //! Runs real FTP servers. Each has its own configuration and one writable directory.
 //!
-//! `packaging/provision` unpacks the packages below [`cache`] and does not install them, because the packages conflict
-//! with each other and installing one would start its server on the machine.
+//! They are not installed: see [`unpacked`](super::unpacked).
 
 use std::{
     fs,
@@ -17,14 +16,8 @@ use super::{
     BackgroundProcess, Family, Host, LabError, Result, Script,
     process::{self, find_program},
     script,
+    unpacked::{cache, with_libraries},
 };
-
-/// The directory with the unpacked servers.
-fn cache() -> PathBuf {
-    let cache = std::env::var_os("FTP_ALG_LAB_CACHE")
-        .map_or_else(|| PathBuf::from("/var/cache/ftp-alg-lab"), PathBuf::from);
-    cache.join("root")
-}
 
 /// The user id of `nobody`, to which the servers switch.
 const NOBODY: u32 = 65534;
@@ -186,18 +179,6 @@ fn prepare(files: &Path, owner: u32) -> std::io::Result<()> {
     fs::create_dir_all(&shared)?;
     chown(&shared, Some(owner), Some(owner))?;
     fs::set_permissions(&shared, fs::Permissions::from_mode(0o755))
-}
-
-fn with_libraries(command: &mut Command) {
-    let libraries = cache().join("usr/lib");
-    let mut paths = Vec::new();
-    for directory in fs::read_dir(&libraries).into_iter().flatten().flatten() {
-        if directory.file_name().to_string_lossy().ends_with("-linux-gnu") {
-            paths.push(directory.path().to_string_lossy().into_owned());
-        }
-    }
-    command.env("LD_LIBRARY_PATH", paths.join(":"));
-    command.env("PYTHONPATH", libraries.join("python3/dist-packages"));
 }
 
 struct Setup<'a> {
