@@ -34,6 +34,7 @@ mod names;
 mod overview;
 mod packet_marks;
 mod page;
+mod pair;
 mod pictures;
 mod policy;
 mod privileges;

@@ -13,7 +13,7 @@ use std::{
 };
 
 use super::{
-    DualAddress, Family, Host, LabError, LabSpec, Result, Topology, firewall,
+    DualAddress, Family, Host, LabError, LabSpec, Result, SecondRouter, Topology, firewall,
     process::{self, register, remove_abandoned},
     topology::{NetworkSegment, Role},
 };
@@ -163,6 +163,30 @@ impl Lab {
         if self.spec.topology.segment(role) == NetworkSegment::Lan { "lan" } else { "wan" }
     }
 
+    /// Adds a second gateway next to the first one, between the same networks, with these addresses.
+    pub fn add_second_gateway(&mut self, ends: SecondRouter) -> Result<Host> {
+        let namespace = format!("{}2", self.gateway.namespace());
+        let directory = self.directory.clone();
+        let host =
+            Host { role: "gateway2", namespace: namespace.clone(), ends: ends.outside, directory };
+        let port = |name, segment, ends| MachineInterface { name, segment, ends: vec![ends] };
+        let ports = vec![
+            port("lan", NetworkSegment::Lan, ends.inside),
+            port("wan", NetworkSegment::Wan, ends.outside),
+        ];
+        let machine = Machine { host: host.clone(), ports, forwards: true, routes: String::new() };
+        register(std::slice::from_ref(&namespace), &self.directory);
+        // The last one is the namespace of the switches.
+        self.namespaces.insert(0, namespace.clone());
+        ip(&[], &format!("netns add {namespace}\n"))?;
+        // With it, no interface has the index that it has on the first one.
+        ip(&["-n", &namespace], "link add spare type bridge\n")?;
+        ip(&["-n", self.switches()], &machine.plugs())?;
+        machine.tune(self.spec.offloads)?;
+        ip(&["-n", &namespace], &machine.addresses())?;
+        Ok(host)
+    }
+
     /// All hosts with an address, each namespace once.
     fn machines(&self) -> Vec<Machine> {
         let LabSpec { topology, plan, .. } = &self.spec;
@@ -278,19 +302,16 @@ impl Lab {
         for segment in NetworkSegment::ALL {
             batch += &format!("link add {segment} type bridge\nlink set {segment} up\n");
         }
-        for Machine { host, ports, .. } in machines {
-            for MachineInterface { name, segment, .. } in ports {
+        for machine in machines {
+            let host = &machine.host;
+            if !self.spec.direct || !matches!(host.role(), "client" | "server") {
+                batch += &machine.plugs();
+                continue;
+            }
+            for MachineInterface { name, segment, .. } in &machine.ports {
                 let namespace = host.namespace();
-                if self.spec.direct && matches!(host.role(), "client" | "server") {
-                    // The plug of the gateway, which is the first machine.
-                    batch += &format!("link set gateway-{segment} netns {namespace} name {name}\n");
-                    continue;
-                }
-                let plug = format!("{}-{name}", host.role());
-                batch += &format!(
-                    "link add {plug} type veth peer name {name} netns {namespace}\n\
-                     link set {plug} master {segment} up\n"
-                );
+                // The plug of the gateway, which is the first machine.
+                batch += &format!("link set gateway-{segment} netns {namespace} name {name}\n");
             }
         }
         ip(&["-n", switch], &batch)
@@ -319,6 +340,19 @@ struct MachineInterface {
 }
 
 impl Machine {
+    /// The commands for `ip -batch` that connect it to the switches.
+    fn plugs(&self) -> String {
+        let mut batch = String::new();
+        for MachineInterface { name, segment, .. } in &self.ports {
+            let (role, namespace) = (self.host.role(), self.host.namespace());
+            batch += &format!(
+                "link add {role}-{name} type veth peer name {name} netns {namespace}\n\
+                 link set {role}-{name} master {segment} up\n"
+            );
+        }
+        batch
+    }
+
     /// Sets sysctls and offloads. `/proc/sys/net` belongs to the namespace of the process, so nothing else changes.
     fn tune(&self, offloads: bool) -> Result<()> {
         // Duplicate address detection is off, so that addresses work at once.

@@ -17,7 +17,7 @@ A STEP is one of
         "options": BYTES of IPv6 destination options; "urgent": an urgent pointer; "pause": SECONDS after the segment
         instead of 0.01
   {"reply": true}           reads one complete reply; "count": N reads N replies and returns the last
-  {"accept": PORT}          accepts a data connection and reads it to its end
+  {"accept": PORT}          accepts a data connection and reads it to its end; "sum": true as at {"drain": true}
   {"accept": PORT, "write": "TEXT"}   writes instead of reading
   {"dial": true}            connects to the endpoint of the last 227 or 229, and reads
   {"dial": true, "later": true}   connects in the same way, but reads at {"drain": true}
@@ -229,7 +229,7 @@ def run(step):
             data.sendall(step["write"].encode("latin-1"))
             data.close()
             return peer[0]
-        return drain(data)
+        return drain(data, step)
     if "dial" in step:
         waiting = socket.create_connection(announced, DATA_TIMEOUT)
         return "" if step.get("later") else drain(waiting)
