@@ -7,7 +7,7 @@ use super::{
 use crate::common::*;
 
 #[test]
-fn sessions_survive_an_orderly_change_and_the_change_back() {
+fn sessions_survive_an_orderly_change_the_change_back_and_restarts() {
     let mut pair = Pair::new("nftables");
     let servers = Servers::start(&pair);
     let kinds = [(Way::Out, "PORT"), (Way::In, "PASV"), (Way::Six, "EPSV")];
@@ -26,15 +26,23 @@ fn sessions_survive_an_orderly_change_and_the_change_back() {
     pair.node(1 - from).stop_keepalived();
     pair.wait_for_role(from, "active");
     pair.wait_for_role(1 - from, "standby");
-    assert_all_done(clients);
-    assert_eq!(pair.node(from).pair()["epoch"], epoch + 2);
     for at in [0, 1] {
-        assert_eq!(pair.node(at).daemon.counter("errors").unwrap(), 0);
+        let node = pair.node(at);
+        assert_eq!(node.daemon.counter("errors").unwrap(), 0);
+        node.daemon.kill();
+        node.start_daemon("");
+        let (role, count) = if at == from { ("active", clients.len()) } else { ("standby", 0) };
+        assert_eq!(
+            (&node.pair()["role"], &node.pair()["epoch"]),
+            (&json!(role), &json!(epoch + 2))
+        );
+        assert_eq!(node.daemon.sessions().unwrap().len(), count);
     }
+    assert_all_done(clients);
 }
 
 #[test]
-fn an_order_that_is_repeated_changes_nothing_and_succeeds() {
+fn orders_may_be_repeated_and_need_a_pair() {
     let mut pair = Pair::without_orders("nftables");
     let node = pair.node(0);
     for (order, says) in [
@@ -54,26 +62,23 @@ fn an_order_that_is_repeated_changes_nothing_and_succeeds() {
     assert!(said.contains("; the store cannot be read: "), "{said}");
     wait_for("the problem", || node.has_problem());
     assert!(node.order("deactivate").starts_with("standby, after epoch "));
-}
-
-#[test]
-fn a_daemon_that_is_no_part_of_a_pair_refuses_orders() {
-    let gateway = gateway(Topology::Routed);
+    // A gateway that is not one of a pair.
+    node.daemon.kill();
+    let alone = Daemon::start(&executable(), &node.host, "").unwrap();
     for order in ["activate", "deactivate"] {
-        let done = gateway.daemon.ask(&[order]).unwrap();
-        assert_fails(&done, 1, "this gateway is not one of a pair");
+        assert_fails(&alone.ask(&[order]).unwrap(), 1, "this gateway is not one of a pair");
     }
-    assert_eq!(gateway.daemon.status().unwrap()["pair"], json!(null));
+    assert_eq!(alone.status().unwrap()["pair"], json!(null));
 }
 
-/// Each case as its own pair: with the link between them, and without it meanwhile.
+/// The elder gateway loses its link to the other one, and learns of it later.
 #[test]
 fn of_two_active_gateways_the_one_that_was_activated_later_stays() {
-    for is_cut in [false, true] {
-        let mut pair = Pair::new("nftables");
-        let servers = Servers::start(&pair);
-        let kinds = [(Way::Out, "PORT", Stage::Idle), (Way::In, "PASV", Stage::Announced)];
-        let clients = servers.clients(&pair, kinds);
+    let mut pair = Pair::new("nftables");
+    let servers = Servers::start(&pair);
+    let kinds = [(Way::Out, "PORT", Stage::Idle), (Way::In, "PASV", Stage::Announced)];
+    let mut clients = servers.clients(&pair, kinds);
+    for is_cut in [true, false] {
         pair.wait_until_replicated();
         let elder = pair.active();
         let epoch = pair.node(elder).pair()["epoch"].as_u64().unwrap() + 1;
@@ -82,57 +87,29 @@ fn of_two_active_gateways_the_one_that_was_activated_later_stays() {
         }
         let said = pair.node(1 - elder).order("activate");
         assert!(said.contains(&format!("epoch {epoch}: took over 2 sessions")), "{said}");
-        let lost = is_cut.then(|| {
+        if is_cut {
             // Only the elder gateway knows it.
-            let client = servers.client(&pair, Way::Out, "PASV", Stage::Idle);
+            drop(servers.client(&pair, Way::Out, "PASV", Stage::Idle));
             assert_eq!(pair.node(elder).pair()["role"], "active");
             pair.node(elder).set_link("up");
-            client
-        });
-        wait_at_most(if is_cut { 20 } else { 2 }, "the elder gateway's end", || {
-            pair.node(elder).pair()["role"] == "standby"
-        });
+        }
+        wait_at_most(20, "the elder one's end", || pair.node(elder).pair()["role"] == "standby");
         let why = format!("activated after this one, with epoch {epoch}");
         wait_for(&why, || pair.node(elder).daemon.log().contains(&why));
         assert_eq!(pair.node(1 - elder).pair()["role"], "active");
         pair.wait_until_replicated();
         // The records of the later one are in both stores.
-        let stored = [0, 1].map(|at| pair.node(at).stored_sessions(epoch));
-        assert_eq!(stored, [2, 2]);
+        assert_eq!([0, 1].map(|at| pair.node(at).stored_sessions(epoch)), [2, 2]);
         assert_eq!([0, 1].map(|at| pair.node(at).pair()["epoch"].clone()), [epoch, epoch]);
-        drop(lost);
         pair.node(elder).stop_keepalived();
         wait_for("the order to the active gateway", || {
             pair.node(1 - elder).notified().contains(&format!("already active, epoch {epoch}"))
         });
-        assert_all_done(clients);
+        if is_cut {
+            side_by_side(2, &mut clients, |client| client.finish_first());
+            pair.node(elder).start_keepalived();
+        }
     }
-}
-
-#[test]
-fn a_restarted_daemon_has_the_role_and_the_sessions_of_before() {
-    let mut pair = Pair::new("nftables");
-    let servers = Servers::start(&pair);
-    let kinds = [
-        (Way::Out, "PORT", Stage::Idle),
-        (Way::Out, "EPRT", Stage::Announced),
-        (Way::In, "PASV", Stage::Running),
-    ];
-    let clients = servers.clients(&pair, kinds);
-    let active = pair.active();
-    let epoch = pair.node(active).pair()["epoch"].clone();
-    for at in [active, 1 - active] {
-        let node = pair.node(at);
-        node.daemon.kill();
-        node.start_daemon();
-    }
-    let node = pair.node(active);
-    assert_eq!(node.pair()["role"], "active");
-    assert_eq!(node.pair()["epoch"], epoch);
-    assert_eq!(node.daemon.sessions().unwrap().len(), clients.len());
-    let node = pair.node(1 - active);
-    assert_eq!(node.pair()["role"], "standby");
-    assert_eq!(node.daemon.sessions().unwrap().len(), 0);
     assert_all_done(clients);
 }
 
@@ -150,7 +127,7 @@ fn a_standby_reads_no_packets_until_it_is_activated() {
     outside.shell(&format!("ip route add {inner}/128 via 2001:db8:100::{number:x}")).unwrap();
     let node = pair.node(standby);
     node.daemon.kill();
-    node.start_daemon();
+    node.start_daemon("");
     let command = {
         let steps = [login(), ask("NOOP")].concat();
         let plan = json!({"host": outer, "timeout": 60, "steps": steps});

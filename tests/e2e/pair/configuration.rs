@@ -104,11 +104,13 @@ pub fn store(number: u8, socket: &Path) -> String {
     )
 }
 
-/// `ftp-alg`.
+/// `ftp-alg`, with the passive ports of the server outside for encrypted sessions.
 pub fn daemon(number: u8, socket: &Path, backend: &str) -> String {
     let (socket, other) = (socket.display(), 3 - number);
     format!(
-        "[pinhole]\nbackend = \"{backend}\"\n\
+        "implicit-tls-ports = [990]\n\
+         [[server]]\naddress = \"198.51.100.10\"\npassive-ports = \"50000-50009\"\n\
+         [pinhole]\nbackend = \"{backend}\"\n\
          [pair]\nstore = \"{socket}\"\npeer = \"10.99.0.{other}:6379\"\n"
     )
 }
@@ -144,7 +146,7 @@ table inet gateway {{
         meta l4proto {{ icmp, ipv6-icmp }} accept
         ct state established accept
         {data}
-        iifname \"lan\" tcp dport 21 accept
+        iifname \"lan\" tcp dport {{ 21, 990 }} accept
         ip daddr 192.168.150.81 tcp dport 21 accept
     }}
 }}

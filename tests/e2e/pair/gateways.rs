@@ -7,10 +7,7 @@
 //!                 192.168.150.1  <- virtual addresses ->  198.51.100.1
 //! ```
 
-use std::{
-    net::{Ipv4Addr, Ipv6Addr},
-    os::unix::fs::PermissionsExt as _,
-};
+use std::{net::Ipv4Addr, os::unix::fs::PermissionsExt as _};
 
 use ftp_alg_lab::{DualAddress, SecondRouter, UnpackedProgram};
 
@@ -39,16 +36,10 @@ pub struct Node {
 /// The gateways' own addresses.
 fn own_addresses(number: u8) -> SecondRouter {
     let last = 10 + number;
-    let v6 = |network| Ipv6Addr::from_bits(network + u128::from(last));
+    let v6 = |network| format!("{network}::{last:x}").parse().unwrap();
     SecondRouter {
-        inside: DualAddress {
-            v4: Ipv4Addr::new(192, 168, 150, last),
-            v6: v6(0xfd00_0150_0000_0000_0000_0000_0000_0000),
-        },
-        outside: DualAddress {
-            v4: Ipv4Addr::new(198, 51, 100, last),
-            v6: v6(0x2001_0db8_0100_0000_0000_0000_0000_0000),
-        },
+        inside: DualAddress { v4: Ipv4Addr::new(192, 168, 150, last), v6: v6("fd00:150") },
+        outside: DualAddress { v4: Ipv4Addr::new(198, 51, 100, last), v6: v6("2001:db8:100") },
     }
 }
 
@@ -154,11 +145,8 @@ impl Pair {
     pub fn crash(&mut self, at: usize) {
         let node = &mut self.nodes[at];
         let role = node.host.role();
-        let cut = format!("link set {role}-lan down\nlink set {role}-wan down\n");
-        let batch = self.lab.gateway.write("cut", cut.as_bytes()).unwrap();
-        let switches = self.lab.switches();
-        let arguments = ["-n", switches, "-batch", batch.to_str().unwrap()];
-        node.host.run("ip", &arguments).unwrap();
+        let cut = format!("ip -n {} link set {role}", self.lab.switches());
+        node.host.shell(&format!("{cut}-lan down\n{cut}-wan down")).unwrap();
         node.set_link("down");
         node.keepalived.take().unwrap().kill();
         node.daemon.kill();
@@ -227,8 +215,10 @@ impl Node {
             command.arg(option).arg(home.join(name));
         }
         command.env("PATH", format!("{shown}:/usr/sbin:/usr/bin:/sbin:/bin"));
+        let orders = || self.notified().lines().count();
+        let before = orders();
         let keepalived = self.host.start(command, "keepalived").unwrap();
-        wait_for("a waiting keepalived", || keepalived.log().contains("Entering BACKUP STATE"));
+        wait_for("the order of a waiting keepalived", || orders() > before);
         self.keepalived = Some(keepalived);
     }
 
@@ -238,13 +228,8 @@ impl Node {
         assert!(keepalived.terminate(Duration::from_secs(20)).unwrap().success());
     }
 
-    /// Starts another daemon in place of the one that has ended.
-    pub fn start_daemon(&mut self) {
-        self.start_daemon_with("");
-    }
-
-    /// As [`start_daemon`](Self::start_daemon), with more lines at the beginning of the configuration.
-    pub fn start_daemon_with(&mut self, more: &str) {
+    /// Starts another daemon in place of the one that has ended, with more lines at the beginning of the configuration.
+    pub fn start_daemon(&mut self, more: &str) {
         let text = configuration::daemon(self.number, &self.socket(), &self.backend);
         let text = format!("{more}{text}");
         self.daemon = Daemon::start(&self.program, &self.host, &text).unwrap();
@@ -266,6 +251,11 @@ impl Node {
     /// Ends the store, as a crash of it does.
     pub fn kill_store(&mut self) {
         self.store.kill();
+    }
+
+    /// Sends the store a signal, by its name in kill(1).
+    pub fn signal_store(&self, name: &str) {
+        self.host.run("kill", &[&format!("-{name}"), &self.store.id().to_string()]).unwrap();
     }
 
     /// How many packets wait in the kernel's queues.
@@ -356,15 +346,9 @@ impl Drop for Pair {
     fn drop(&mut self) {
         if thread::panicking() {
             // Shown by the test harness with the failure.
-            for node in &self.nodes {
-                let keepalived = node.keepalived.as_ref().map(BackgroundProcess::log);
-                println!(
-                    "gateway {}: {}\nnotify script: {}\nkeepalived: {}",
-                    node.number,
-                    node.daemon.log_of_all(),
-                    node.notified(),
-                    keepalived.unwrap_or_default()
-                );
+            for Node { number, daemon, keepalived, .. } in &self.nodes {
+                let keepalived = keepalived.as_ref().map(BackgroundProcess::log);
+                println!("gateway {number}: {}\n{keepalived:?}", daemon.log_of_all());
             }
         }
     }

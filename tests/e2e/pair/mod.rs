@@ -5,4 +5,4 @@ mod clients;
 mod configuration;
 mod crashes;
 mod gateways;
-mod status;
+mod store;
