@@ -11,6 +11,7 @@ mod image;
 mod kubernetes;
 mod openwrt;
 mod pages;
+mod pair;
 mod reproducible;
 mod sample;
 mod shells;
