@@ -18,7 +18,7 @@ const OPTIONS: [&str; 9] = [
 /// Finds the programs that are installed, or that `packaging/provision` has unpacked.
 const PROGRAMS: &str = "cache=${FTP_ALG_LAB_CACHE:-/var/cache/ftp-alg-lab}/root
     export PATH=/usr/sbin:/usr/bin:/sbin:/bin:$cache/usr/sbin:$cache/usr/bin
-    export LD_LIBRARY_PATH=$(echo $cache/usr/lib/*-linux-gnu)";
+    export LD_LIBRARY_PATH=$(printf %s: $cache/usr/lib/*-linux-gnu $cache/lib/*-linux-gnu)";
 
 /// A machine, with the process in whose mounts `/etc` has the files of `setup`, and `/run` is empty.
 struct Machine<'a> {
