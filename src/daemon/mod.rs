@@ -280,6 +280,9 @@ pub fn run(options: &DaemonOptions) -> Result<(), DaemonError> {
         Some(DaemonEvent::Terminate | DaemonEvent::Failed(_)) => {} // not passed on
     });
     notify(&[NotifyState::Stopping]);
+    if let Some(pair) = &service.shared.pair {
+        pair.wait_for_packets_to_move();
+    }
     drop(metrics);
     drop(socket);
     drop(service);

@@ -17,6 +17,7 @@ use std::{
         Arc, Condvar, Mutex, MutexGuard,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -42,6 +43,9 @@ const ROLE: &str = "role";
 const PARKED_PASS: Duration = Duration::from_millis(100);
 /// How long a restarted daemon, or one that changes its role, waits for the store.
 pub(super) const STORE_LIMIT: Duration = Duration::from_secs(2);
+
+/// How long a daemon stays that has left its sessions. Behind it packets that still come here would pass unread.
+const STAY: Duration = Duration::from_secs(2);
 
 /// What a gateway is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,6 +97,8 @@ pub(super) struct Pair {
 struct State {
     role: Role,
     since: Instant,
+    /// Whether it was active before.
+    has_left: bool,
     /// How many workers read no packets.
     parked: usize,
 }
@@ -123,7 +129,7 @@ impl Pair {
             state_dir: state_dir.to_owned(),
             own,
             config: AtomicU64::new(checksum(config)),
-            state: Mutex::new(State { role, since: Instant::now(), parked: 0 }),
+            state: Mutex::new(State { role, since: Instant::now(), has_left: false, parked: 0 }),
             changed: Condvar::new(),
             is_standby: AtomicBool::new(role == Role::Standby),
             changing: Mutex::new(()),
@@ -170,6 +176,7 @@ impl Pair {
     pub(super) fn set_role(&self, role: Role) -> io::Result<()> {
         let saved = role.save(&self.state_dir);
         let mut state = lock(&self.state);
+        state.has_left = state.role != Role::Standby;
         (state.role, state.since) = (role, Instant::now());
         self.is_standby.store(role == Role::Standby, Ordering::Release);
         self.changed.notify_all();
@@ -177,6 +184,14 @@ impl Pair {
         self.link.wake();
         lock(&self.wakers).iter().for_each(Waker::wake);
         saved
+    }
+
+    /// Waits, before the daemon ends, until the packets of the sessions that it has left go to the other gateway.
+    pub(super) fn wait_for_packets_to_move(&self) {
+        let State { role, since, has_left, .. } = *lock(&self.state);
+        if role == Role::Standby && has_left {
+            thread::sleep(STAY.saturating_sub(since.elapsed()));
+        }
     }
 
     /// Waits until no worker reads packets. Returns whether none does.
