@@ -45,8 +45,9 @@ const LONGEST_UP: Duration = Duration::from_secs(100 * 365 * 86_400);
 const PARK_LIMIT: Duration = Duration::from_secs(2);
 /// How long a gateway that leaves its sessions waits for its own store to have the records.
 const CATCH_UP_LIMIT: Duration = Duration::from_millis(300);
-/// How long the last records may take to the other gateway, in milliseconds.
-const LAST_RECORDS_LIMIT: u32 = 500;
+/// How long the last records may take to the other gateway, in milliseconds. If that one was active, too, it looks at this
+/// one's store within half a second.
+const LAST_RECORDS_LIMIT: u32 = 1500;
 
 /// What the store has of the other gateway.
 struct Found {
@@ -116,13 +117,16 @@ impl Pair {
         at.checked_sub(up).filter(|_| up < LONGEST_UP).unwrap_or(now)
     }
 
-    /// Waits until the other gateway's store has the last records, and makes the own store its replica.
+    /// Waits until the other gateway's store has the last records, and makes the own store its replica. If both were active,
+    /// the other one must find out first, and yield.
     fn hand_over(&self, epoch: u64) -> io::Result<()> {
         let deadline = Instant::now() + STORE_LIMIT;
         let mut store = StoreConnection::open_own(&self.settings.store, STORE_LIMIT)?;
-        store.run(cmd("HSET").arg(keys::pair(epoch)).arg(LEFT).arg(1), deadline)?;
-        if self.link.has_replica.load(Ordering::Relaxed) {
-            store.run(cmd("WAIT").arg(1).arg(LAST_RECORDS_LIMIT), deadline)?;
+        if !self.is_ordered() {
+            store.run(cmd("HSET").arg(keys::pair(epoch)).arg(LEFT).arg(1), deadline)?;
+            if self.seen().peer_failure.is_none() {
+                store.run(cmd("WAIT").arg(1).arg(LAST_RECORDS_LIMIT), deadline)?;
+            }
         }
         self.demote_store(&mut store, deadline)
     }
@@ -154,10 +158,24 @@ impl Found {
 }
 
 impl SharedState {
-    /// Continues the sessions of the other gateway. Returns what was taken over, in one line.
+    /// Activates or deactivates this gateway, as keepalived orders.
+    pub(super) fn order_role(&self, is_active: bool) -> Result<String, String> {
+        let pair = self.pair.as_ref().ok_or(NO_PAIR)?;
+        pair.note_order(is_active);
+        if is_active {
+            return self.activate();
+        }
+        self.report(pair.save(Role::Standby));
+        self.deactivate("as ordered")
+    }
+
+    /// Continues the sessions of the other gateway, if keepalived has ordered that. Returns what was taken over, in one line.
     pub(super) fn activate(&self) -> Result<String, String> {
         let pair = self.pair.as_ref().ok_or(NO_PAIR)?;
         let _changing = lock(&pair.changing);
+        if !pair.is_ordered() {
+            return Ok("not active: it was ordered to wait meanwhile".to_owned());
+        }
         if let Role::Active { epoch } = pair.role() {
             return Ok(format!("already active, epoch {epoch}"));
         }
@@ -184,7 +202,8 @@ impl SharedState {
             claim.arg(keys::current()).arg(epoch);
             self.report(store.run(&claim, begun + STORE_LIMIT));
         }
-        self.report(pair.set_role(Role::Active { epoch }));
+        self.report(pair.save(Role::Active { epoch }));
+        pair.set_role(Role::Active { epoch });
         let millis = begun.elapsed().as_millis();
         let lost = match (store, damaged) {
             (Err(error), _) => format!("; the store cannot be read: {error}"),
@@ -237,11 +256,11 @@ impl SharedState {
         let Role::Active { epoch } = pair.role() else {
             return Ok("already standby".to_owned());
         };
-        let lacking = self.wait_for_store();
+        // One that yields has records that nobody reads.
+        let lacking = if pair.is_ordered() { 0 } else { self.wait_for_store() };
         let mut sessions = 0;
         self.with_each(|engine| sessions += engine.sessions.count());
-        let saved = pair.set_role(Role::Standby);
-        self.report(saved);
+        pair.set_role(Role::Standby);
         if !pair.wait_until_parked(PARK_LIMIT) {
             self.report_error(&"a worker does not stop to read packets");
         }

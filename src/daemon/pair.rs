@@ -8,7 +8,9 @@
 //! - The workers of a standby read no packets. What comes early waits in the kernel's queue. Otherwise a worker would begin
 //!   a picked-up session, and the restored one would not be found.
 //! - An active gateway writes to keys with its own epoch in their name. If two are active, each has its own keys, and the
-//!   one with the lower epoch finds the other's, and deactivates.
+//!   one with the lower epoch finds the other's, and yields.
+//! - keepalived has the last word. A gateway that has yielded, and is not ordered to wait, is activated again as soon as the
+//!   other one has left its sessions, or is silent.
 
 use std::{
     fs, io,
@@ -55,11 +57,11 @@ pub(super) enum Role {
 }
 
 impl Role {
-    /// The role that the state directory has, if any.
-    fn saved(state_dir: &Path) -> Option<Self> {
-        let text = fs::read_to_string(state_dir.join(ROLE)).ok()?;
-        let epoch = text.trim_end().strip_prefix("active ")?.parse().ok()?;
-        Some(Self::Active { epoch })
+    /// The role that the state directory has.
+    fn saved(state_dir: &Path) -> Self {
+        let text = fs::read_to_string(state_dir.join(ROLE)).unwrap_or_default();
+        let epoch = text.trim_end().strip_prefix("active ").and_then(|epoch| epoch.parse().ok());
+        epoch.map_or(Self::Standby, |epoch| Self::Active { epoch })
     }
 
     fn save(self, state_dir: &Path) -> io::Result<()> {
@@ -97,6 +99,8 @@ pub(super) struct Pair {
 struct State {
     role: Role,
     since: Instant,
+    /// Whether the last order was to be active.
+    is_ordered: bool,
     /// Whether it was active before.
     has_left: bool,
     /// How many workers read no packets.
@@ -122,14 +126,16 @@ impl Pair {
             shards: usize::from(config.queue.workers()) + 1,
             ..Gateway::default()
         };
-        let role = restarted_role(settings, state_dir);
+        let saved = Role::saved(state_dir);
+        let role = restarted_role(settings, saved);
+        let (since, is_ordered) = (Instant::now(), matches!(saved, Role::Active { .. }));
         Self {
             settings: settings.clone(),
             parameters: parameters.clone(),
             state_dir: state_dir.to_owned(),
             own,
             config: AtomicU64::new(checksum(config)),
-            state: Mutex::new(State { role, since: Instant::now(), has_left: false, parked: 0 }),
+            state: Mutex::new(State { role, since, is_ordered, has_left: false, parked: 0 }),
             changed: Condvar::new(),
             is_standby: AtomicBool::new(role == Role::Standby),
             changing: Mutex::new(()),
@@ -172,9 +178,23 @@ impl Pair {
         state.parked -= 1;
     }
 
-    /// Changes the role, and saves it. Returns why it could not be saved.
-    pub(super) fn set_role(&self, role: Role) -> io::Result<()> {
-        let saved = role.save(&self.state_dir);
+    /// Notes an order, before it is carried out.
+    pub(super) fn note_order(&self, is_active: bool) {
+        lock(&self.state).is_ordered = is_active;
+    }
+
+    /// Whether the last order was to be active.
+    pub(super) fn is_ordered(&self) -> bool {
+        lock(&self.state).is_ordered
+    }
+
+    /// Saves the role that a restarted daemon is to have.
+    pub(super) fn save(&self, role: Role) -> io::Result<()> {
+        role.save(&self.state_dir)
+    }
+
+    /// Changes the role.
+    pub(super) fn set_role(&self, role: Role) {
         let mut state = lock(&self.state);
         state.has_left = state.role != Role::Standby;
         (state.role, state.since) = (role, Instant::now());
@@ -183,7 +203,6 @@ impl Pair {
         drop(state);
         self.link.wake();
         lock(&self.wakers).iter().for_each(Waker::wake);
-        saved
     }
 
     /// Waits, before the daemon ends, until the packets of the sessions that it has left go to the other gateway.
@@ -268,11 +287,9 @@ fn checksum(config: &Config) -> u64 {
     crc32fast::hash(format!("{compared:?}").as_bytes()).into()
 }
 
-/// The role of a restarted daemon.
-fn restarted_role(settings: &PairSettings, state_dir: &Path) -> Role {
-    let Some(saved @ Role::Active { epoch }) = Role::saved(state_dir) else {
-        return Role::Standby;
-    };
+/// The role of a restarted daemon, whose last one was `saved`.
+fn restarted_role(settings: &PairSettings, saved: Role) -> Role {
+    let Role::Active { epoch } = saved else { return saved };
     let deadline = Instant::now() + STORE_LIMIT;
     let current = StoreConnection::open_own(&settings.store, STORE_LIMIT).and_then(|mut store| {
         store.query::<Option<u64>>(cmd("GET").arg(keys::current()), deadline)

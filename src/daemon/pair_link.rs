@@ -36,6 +36,8 @@ const REFRESH: Duration = Duration::from_secs(60);
 const STANDBY_LIFETIME: Duration = Duration::from_secs(5);
 /// A replica that has not confirmed anything for longer is none.
 const MAX_LAG: u64 = 1;
+/// A gateway that says nothing for longer is not active.
+const SILENCE: Duration = Duration::from_secs(1);
 /// How long it waits for the store to take a slice of records.
 const SLICE_PAUSE: Duration = Duration::from_micros(200);
 
@@ -85,7 +87,12 @@ impl Link {
             return;
         }
         let connected = looked.and_then(|_| match role {
-            Role::Standby => Ok(()),
+            Role::Standby => {
+                if pair.is_ordered() && pair.is_alone() {
+                    shared.report(shared.activate());
+                }
+                Ok(())
+            }
             Role::Active { .. } => connect_writers(shared, pair),
         });
         pair.seen().store_failure = connected.err().map(|error| error.to_string());
@@ -249,6 +256,13 @@ fn set_problem(shared: &SharedState, pair: &Pair, role: Role) {
 }
 
 impl Pair {
+    /// Whether the other gateway has left its sessions, or is silent.
+    fn is_alone(&self) -> bool {
+        let seen = self.seen();
+        seen.peer.as_ref().is_none_or(|peer| peer.has_left)
+            || seen.peer_at.is_none_or(|at| at.elapsed() > SILENCE)
+    }
+
     /// Notes what is known of the other gateway.
     fn note_peer(&self, peer: Option<Gateway>, lag: Option<Duration>) {
         let now = Instant::now();

@@ -210,7 +210,7 @@ impl StatusSource for SharedState {
     }
 
     fn change_role(&self, active: bool) -> Result<String, String> {
-        if active { self.activate() } else { self.deactivate("as ordered") }
+        self.order_role(active)
     }
 }
 
