@@ -215,17 +215,22 @@ impl Node {
             command.arg(option).arg(home.join(name));
         }
         command.env("PATH", format!("{shown}:/usr/sbin:/usr/bin:/sbin:/bin"));
-        let orders = || self.notified().lines().count();
-        let before = orders();
-        let keepalived = self.host.start(command, "keepalived").unwrap();
-        wait_for("the order of a waiting keepalived", || orders() > before);
-        self.keepalived = Some(keepalived);
+        let before = self.deactivations();
+        self.keepalived = Some(self.host.start(command, "keepalived").unwrap());
+        wait_for("the order of a waiting keepalived", || self.deactivations() > before);
+    }
+
+    /// How often keepalived has ordered that this gateway waits. It does not wait for its script.
+    fn deactivations(&self) -> usize {
+        self.notified().matches("standby").count()
     }
 
     /// Stops keepalived, which gives the addresses to the other gateway.
     pub fn stop_keepalived(&mut self) {
+        let before = self.deactivations();
         let mut keepalived = self.keepalived.take().unwrap();
         assert!(keepalived.terminate(Duration::from_secs(20)).unwrap().success());
+        wait_for("the last order of keepalived", || self.deactivations() > before);
     }
 
     /// Starts another daemon in place of the one that has ended, with more lines at the beginning of the configuration.
