@@ -15,7 +15,12 @@ fn a_call_that_comes_later_has_the_last_word() {
     let home = directory.path();
     // The first call takes over the kernel's connections until the file `taken` is there.
     let takes = "[ $1 != -c ] || { : >taking; until [ -e taken ]; do sleep 0.01; done; }";
-    for (name, line) in [("conntrackd", takes), ("ftp-alg", "echo $1 >>ordered")] {
+    for (name, line) in [
+        ("conntrackd", takes),
+        ("conntrack", ""),
+        ("systemctl", ""),
+        ("ftp-alg", "echo $1 >>ordered"),
+    ] {
         let text = format!("#!/bin/sh\ncd {}\n{line}\n", home.display());
         fs::write(home.join(name), text).unwrap();
         fs::set_permissions(home.join(name), fs::Permissions::from_mode(0o755)).unwrap();

@@ -15,6 +15,10 @@ const KEEPALIVED: &str = "keepalived.conf";
 /// What keepalived.conf needs.
 const NOTIFY: &str = "notify \"/usr/lib/ftp-alg/notify\" root";
 
+/// What conntrackd.conf needs in its filter.
+const SYNS: &str =
+    "State Accept { ESTABLISHED FIN_WAIT CLOSE_WAIT LAST_ACK TIME_WAIT CLOSED for TCP }";
+
 /// What a pair needs of this machine. A file that cannot be read is empty.
 #[derive(Default)]
 pub(super) struct Machine {
@@ -79,6 +83,7 @@ fn faults(pair: &PairStatus, version: &str, machine: &Machine) -> Vec<Check> {
     let is_other_version = other.is_some_and(|other| other != version);
     let is_other_configuration = pair.same_configuration == Some(false);
     let lacks_mode = !conntrackd.contains("Mode FTFW");
+    let sends_syns = !conntrackd.contains("State Accept");
     let tracks_windows = conntrackd.contains("TCPWindowTracking On");
     let lacks_script = !keepalived.contains("ftp-alg activate");
     let cuts_link = machine.drops_unknown && machine.tracks_link;
@@ -96,6 +101,7 @@ fn faults(pair: &PairStatus, version: &str, machine: &Machine) -> Vec<Check> {
         (is_other_configuration, Setup, "configuration", "it differs", "compare /etc/ftp-alg.toml"),
         (lacks_mode, Setup, CONNTRACKD, "has no mode FTFW", "Mode FTFW"),
         (tracks_windows, Setup, CONNTRACKD, "tracks windows", "TCPWindowTracking Off"),
+        (sends_syns, Setup, CONNTRACKD, "sends unanswered SYNs", SYNS),
         (lacks_script, Setup, KEEPALIVED, "does not call ftp-alg activate", NOTIFY),
         (machine.masquerades, Setup, "masquerade", "ends connections", "use snat to"),
         (cuts_link, Setup, "ct state invalid", "cuts off the store", "notrack, on the link"),
@@ -133,7 +139,7 @@ mod tests {
         };
         assert_eq!(found(|pair, _| standby(pair)), ["pair"]);
         type Change<'a> = &'a dyn Fn(&mut PairStatus, &mut Machine);
-        let cases: [(&str, Change<'_>); 12] = [
+        let cases: [(&str, Change<'_>); 13] = [
             ("link", &|pair, _| pair.peer_failure = Some("refused".to_owned())),
             ("replica", &|pair, _| pair.replica = false),
             ("replica", &|pair, _| {
@@ -143,7 +149,12 @@ mod tests {
             ("other ftp-alg", &|pair, _| pair.peer_version = None),
             ("version", &|pair, _| pair.peer_version = Some("1.1".to_owned())),
             ("configuration", &|pair, _| pair.same_configuration = Some(false)),
-            (CONNTRACKD, &|_, machine| machine.conntrackd.clear()),
+            (CONNTRACKD, &|_, machine| {
+                machine.conntrackd = machine.conntrackd.replace("FTFW", "NOTRACK")
+            }),
+            (CONNTRACKD, &|_, machine| {
+                machine.conntrackd = machine.conntrackd.replace("State Accept", "#")
+            }),
             (CONNTRACKD, &|_, machine| machine.conntrackd += "TCPWindowTracking On"),
             (KEEPALIVED, &|_, machine| machine.keepalived.clear()),
             ("masquerade", &|_, machine| machine.masquerades = true),

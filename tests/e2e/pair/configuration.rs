@@ -84,6 +84,7 @@ General {{
     NetlinkEventsReliable On
     Filter From Userspace {{
         Protocol Accept {{ TCP }}
+        State Accept {{ ESTABLISHED FIN_WAIT CLOSE_WAIT LAST_ACK TIME_WAIT CLOSED for TCP }}
         Address Ignore {{
             IPv4_address 127.0.0.1
             IPv4_address 10.99.0.1
