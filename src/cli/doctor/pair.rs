@@ -16,7 +16,7 @@ const KEEPALIVED: &str = "keepalived.conf";
 const NOTIFY: &str = "notify \"/usr/lib/ftp-alg/notify\" root";
 
 /// What conntrackd.conf needs in its filter.
-const SYNS: &str =
+const STATES: &str =
     "State Accept { ESTABLISHED FIN_WAIT CLOSE_WAIT LAST_ACK TIME_WAIT CLOSED for TCP }";
 
 /// What a pair needs of this machine. A file that cannot be read is empty.
@@ -83,7 +83,7 @@ fn faults(pair: &PairStatus, version: &str, machine: &Machine) -> Vec<Check> {
     let is_other_version = other.is_some_and(|other| other != version);
     let is_other_configuration = pair.same_configuration == Some(false);
     let lacks_mode = !conntrackd.contains("Mode FTFW");
-    let sends_syns = !conntrackd.contains("State Accept");
+    let sends_half_open = !conntrackd.contains("State Accept");
     let tracks_windows = conntrackd.contains("TCPWindowTracking On");
     let lacks_script = !keepalived.contains("ftp-alg activate");
     let cuts_link = machine.drops_unknown && machine.tracks_link;
@@ -101,7 +101,7 @@ fn faults(pair: &PairStatus, version: &str, machine: &Machine) -> Vec<Check> {
         (is_other_configuration, Setup, "configuration", "it differs", "compare /etc/ftp-alg.toml"),
         (lacks_mode, Setup, CONNTRACKD, "has no mode FTFW", "Mode FTFW"),
         (tracks_windows, Setup, CONNTRACKD, "tracks windows", "TCPWindowTracking Off"),
-        (sends_syns, Setup, CONNTRACKD, "sends unanswered SYNs", SYNS),
+        (sends_half_open, Setup, CONNTRACKD, "sends half-open connections", STATES),
         (lacks_script, Setup, KEEPALIVED, "does not call ftp-alg activate", NOTIFY),
         (machine.masquerades, Setup, "masquerade", "ends connections", "use snat to"),
         (cuts_link, Setup, "ct state invalid", "cuts off the store", "notrack, on the link"),
