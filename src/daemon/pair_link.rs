@@ -36,8 +36,8 @@ const REFRESH: Duration = Duration::from_secs(60);
 const STANDBY_LIFETIME: Duration = Duration::from_secs(5);
 /// A replica that has not confirmed anything for longer is none.
 const MAX_LAG: u64 = 1;
-/// A gateway that says nothing for longer is not active.
-const SILENCE: Duration = Duration::from_secs(1);
+/// A gateway that says nothing for longer is not active. Behind a yield its store needs time to get the other's records.
+const SILENCE: Duration = Duration::from_secs(3);
 /// How long it waits for the store to take a slice of records.
 const SLICE_PAUSE: Duration = Duration::from_micros(200);
 
@@ -259,7 +259,7 @@ impl Pair {
     /// Whether the other gateway has left its sessions, or is silent.
     fn is_alone(&self) -> bool {
         let seen = self.seen();
-        seen.peer.as_ref().is_none_or(|peer| peer.has_left)
+        seen.peer.as_ref().is_some_and(|peer| peer.has_left)
             || seen.peer_at.is_none_or(|at| at.elapsed() > SILENCE)
     }
 
