@@ -113,8 +113,11 @@ impl DoctorOptions {
         let fast_path = config.queue.fast_path;
         let all = checks::Checks { running, features: &features, fast_path, surroundings };
         let mut checks = all.all();
-        if let Ok(status) = running {
-            checks.extend(pair::checks(status, &pair::Machine::read(&firewall)));
+        if let Ok(status) = running
+            && let Some(pair) = &status.pair
+        {
+            let machine = pair::Machine::read(&firewall);
+            checks.extend(pair::checks(pair, &status.version, &machine));
         }
         let report = DoctorReport::new(features.net_admin.then_some(backend), reason, checks);
         output::print_report(self.json, &report, |report| text(report, Style::of_stdout()))?;

@@ -6,7 +6,7 @@ use ftp_alg_firewall::Firewall;
 
 use crate::daemon::{
     health::{Check, ProblemName},
-    snapshot::{PairStatus, Status},
+    snapshot::PairStatus,
 };
 
 const PAIR: &str = "two gateways";
@@ -61,10 +61,9 @@ fn with_named_files(text: &str) -> String {
     text.join("\n") + &paths.map(read).collect::<String>()
 }
 
-/// All checks, if the daemon with this status is one of a pair.
-pub(super) fn checks(status: &Status, machine: &Machine) -> Vec<Check> {
-    let Some(pair) = &status.pair else { return Vec::new() };
-    let mut checks = faults(pair, &status.version, machine);
+/// All checks of the gateway of `pair`, whose daemon is of this version.
+pub(super) fn checks(pair: &PairStatus, version: &str, machine: &Machine) -> Vec<Check> {
+    let mut checks = faults(pair, version, machine);
     if checks.is_empty() {
         let says = format!("this one is {}, and the other one can take over", pair.role);
         checks.push(Check::ok(PAIR, "pair", says));
@@ -127,8 +126,7 @@ mod tests {
             ..Machine::default()
         };
         change(&mut pair, &mut machine);
-        let status = Status { version: "1.0".to_owned(), pair: Some(pair), ..Status::default() };
-        checks(&status, &machine).into_iter().map(|check| check.name).collect()
+        checks(&pair, "1.0", &machine).into_iter().map(|check| check.name).collect()
     }
 
     #[test]
