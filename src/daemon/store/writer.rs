@@ -61,8 +61,8 @@ impl StoreWriter {
 
     /// Writes from now on to the keys of `epoch`, beginning with all records, when the link has connected it.
     pub(in crate::daemon) fn begin(&mut self, epoch: u64) {
-        (self.key, self.stream) = (Some(keys::sessions(epoch, self.shard)), None);
-        self.gone.clear();
+        self.end();
+        self.key = Some(keys::sessions(epoch, self.shard));
     }
 
     /// Writes nothing any more, behind the replies to what was written.
