@@ -1,10 +1,8 @@
 //! The script that keepalived calls when a gateway gets or loses the virtual addresses.
 
-use std::{
-    os::unix::fs::PermissionsExt as _,
-    thread,
-    time::{Duration, Instant},
-};
+use std::os::unix::fs::PermissionsExt as _;
+
+use ftp_alg_lab::wait_for;
 
 use super::*;
 
@@ -31,9 +29,9 @@ fn a_call_that_comes_later_has_the_last_word() {
         command.env("PATH", format!("{}:/usr/bin:/bin", home.display())).spawn().unwrap()
     };
     let mut first = call("MASTER");
-    wait_until(|| home.join("taking").exists());
+    wait_for("the first call", || home.join("taking").exists());
     let mut second = call("BACKUP");
-    wait_until(|| second.try_wait().unwrap().is_some() || waits(second.id()));
+    wait_for("the second call", || second.try_wait().unwrap().is_some() || waits(second.id()));
     fs::write(home.join("taken"), "").unwrap();
     assert!(first.wait().unwrap().success() && second.wait().unwrap().success());
     assert_eq!(fs::read_to_string(home.join("ordered")).unwrap(), "activate\ndeactivate\n");
@@ -44,12 +42,4 @@ fn waits(shell: u32) -> bool {
     let children = fs::read_to_string(format!("/proc/{shell}/task/{shell}/children"));
     let name = |child: &str| fs::read_to_string(format!("/proc/{child}/comm")).unwrap_or_default();
     children.unwrap_or_default().split_whitespace().any(|child| name(child) == "flock\n")
-}
-
-fn wait_until(mut ready: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !ready() {
-        assert!(begun.elapsed() < Duration::from_secs(60));
-        thread::sleep(Duration::from_millis(5));
-    }
 }
