@@ -76,6 +76,7 @@ impl Pair {
             );
         }
         first.shell(&lines).unwrap();
+        configuration::write_files(&first);
         let nodes = [(1, first), (2, second)].map(|(number, host)| {
             let link = format!(
                 "ip address add 10.99.0.{number}/24 dev sync0
@@ -160,16 +161,13 @@ impl Node {
         let home = host.directory().join(number.to_string());
         fs::create_dir_all(&home).unwrap();
         let socket = home.join("redis.sock");
+        let file = |name| configuration::in_home(&host, number, name, &home);
         let mut command = program("redis-server").command(&host);
-        command.args(configuration::store(number, &socket).split_whitespace());
-        command.args(["--save", ""]);
+        command.arg(file("redis-ftp-alg.conf"));
         let store = host.start(command, "store").unwrap();
         wait_for("the store", || socket.exists());
-        let file = format!("{number}/conntrackd.conf");
-        let text = configuration::conntrackd(number, &home);
-        let file = host.write(&file, text.as_bytes()).unwrap();
         let mut command = program("conntrackd").command(&host);
-        command.arg("-C").arg(file);
+        command.arg("-C").arg(file("conntrackd/conntrackd.conf"));
         let conntrackd = host.start(command, "conntrackd").unwrap();
         wait_for("conntrackd", || home.join("conntrackd.ctl").exists());
         let mut program = executable();
@@ -206,9 +204,8 @@ impl Node {
         fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/pair/notify"), &notify)
             .unwrap();
         fs::set_permissions(&notify, fs::Permissions::from_mode(0o755)).unwrap();
-        let text = configuration::keepalived(self.number, &notify);
-        let name = format!("{}/keepalived.conf", self.number);
-        let file = self.host.write(&name, text.as_bytes()).unwrap();
+        let name = "keepalived/keepalived.conf";
+        let file = configuration::in_home(&self.host, self.number, name, &home);
         let mut command = program("keepalived").command(&self.host);
         command.args(["--dont-fork", "--log-console", "--vrrp", "--use-file"]).arg(file);
         for (option, name) in [("--pid", "keepalived.pid"), ("--vrrp_pid", "vrrp.pid")] {
