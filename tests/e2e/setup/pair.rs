@@ -113,7 +113,9 @@ fn two_machines_with_the_files_of_setup_are_a_pair() {
     one.wait_for_role("active");
     let _other_keepalived = other.keepalived();
     wait_for("the other gateway", || {
-        one.pair()["replica"] == true && other.pair()["same_configuration"] == true
+        let [one, other] = [one.pair(), other.pair()];
+        let seen = (&one["same_configuration"], &other["same_configuration"]);
+        one["replica"] == true && seen == (&json!(true), &json!(true))
     });
     assert_eq!(other.pair()["role"], "standby");
     for machine in [&one, &other] {

@@ -55,7 +55,7 @@ pub use process::{BackgroundProcess, ProgramOutput, remove_everything, scaled_ti
 pub use script::Script;
 pub use server::{Server, ServerKind, ServerTls};
 pub use topology::{AddressPlan, DualAddress, LabSpec, SecondRouter, Topology};
-pub use unpacked::UnpackedProgram;
+pub use unpacked::{UnpackedProgram, with_programs};
 pub use wait::{wait_at_most, wait_for};
 
 /// An error of the lab or of a program in it.

@@ -26,6 +26,13 @@ pub(super) fn with_libraries(command: &mut Command) {
     command.env("PYTHONPATH", cache().join("usr/lib/python3/dist-packages"));
 }
 
+/// Lets a shell find all unpacked programs, behind the installed ones, with their libraries.
+pub fn with_programs(command: &mut Command) {
+    let unpacked = ["usr/sbin", "usr/bin"].map(|at| cache().join(at).display().to_string());
+    command.env("PATH", format!("/usr/sbin:/usr/bin:/sbin:/bin:{}", unpacked.join(":")));
+    with_libraries(command);
+}
+
 /// An unpacked program, or an installed one.
 #[derive(Clone, Debug)]
 pub struct UnpackedProgram(PathBuf);
