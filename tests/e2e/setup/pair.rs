@@ -1,6 +1,8 @@
 //! `setup --pair`: two machines with nothing but its files and the packages' are a pair, and the second takes over from the
 //! first.
 
+use ftp_alg_lab::with_programs;
+
 use crate::common::*;
 
 const OPTIONS: [&str; 9] = [
@@ -14,11 +16,6 @@ const OPTIONS: [&str; 9] = [
     "--output",
     "pair",
 ];
-
-/// Finds the programs that are installed, or that `packaging/provision` has unpacked.
-const PROGRAMS: &str = "cache=${FTP_ALG_LAB_CACHE:-/var/cache/ftp-alg-lab}/root
-    export PATH=/usr/sbin:/usr/bin:/sbin:/bin:$cache/usr/sbin:$cache/usr/bin
-    export LD_LIBRARY_PATH=$(printf %s: $cache/usr/lib/*-linux-gnu $cache/lib/*-linux-gnu)";
 
 /// A machine, with the process in whose mounts `/etc` has the files of `setup`, and `/run` is empty.
 struct Machine<'a> {
@@ -34,8 +31,7 @@ impl<'a> Machine<'a> {
         let (own, files, notify) = (number + 1, files.display(), notify.display());
         let program = executable();
         let script = format!(
-            "{PROGRAMS}
-            install -D -m 755 {notify} {files}/usr/lib/ftp-alg/notify
+            "install -D -m 755 {notify} {files}/usr/lib/ftp-alg/notify
             install -D {} {files}/usr/sbin/ftp-alg
             for link in sync0 lan0 wan0; do ip link set $link up; done
             ip address add 10.99.0.{number}/24 dev sync0
@@ -56,6 +52,7 @@ impl<'a> Machine<'a> {
         );
         let mut command = host.command("unshare");
         command.args(["--mount", "sh", "-ec", &script]);
+        with_programs(&mut command);
         let process = host.start(command, &format!("gw-{number}")).unwrap();
         let machine = Self { host, process };
         wait_for("a daemon that answers", || machine.pair().is_object());
@@ -66,7 +63,8 @@ impl<'a> Machine<'a> {
     fn command(&self, line: &str) -> std::process::Command {
         let mut command = self.host.command("nsenter");
         command.args(["--target", &self.process.id().to_string(), "--mount", "sh", "-c"]);
-        command.arg(format!("{PROGRAMS}\nexec {line}"));
+        command.arg(format!("exec {line}"));
+        with_programs(&mut command);
         command
     }
 
