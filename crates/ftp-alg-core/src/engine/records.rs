@@ -35,7 +35,7 @@ use crate::{
 
 /// Version of the record format. It is raised with every change of a type in a record, so that records of another
 /// version are refused instead of misread. `tests` has a record of this version.
-pub const RECORD_FORMAT: u32 = 24;
+pub const RECORD_FORMAT: u32 = 25;
 
 #[derive(Serialize, Deserialize)]
 enum Record<'a> {

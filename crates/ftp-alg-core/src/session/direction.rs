@@ -459,29 +459,26 @@ pub struct UnacknowledgedData {
     pub bytes: SmallBytes,
     /// Sequence number of the first byte.
     first_seq: Seq,
-    /// Whether a NUL stands for any byte of an argument. Records do not have users, passwords and paths.
-    is_masked: bool,
+    /// How many bytes at the front come from a record: a NUL among them stands for any byte of an argument. Records do
+    /// not have users, passwords and paths.
+    masked_len: u32,
 }
 
 impl UnacknowledgedData {
     /// No data, for a direction whose first sequence number is `first`.
     pub fn new(first: Seq) -> Self {
-        Self { bytes: SmallBytes::default(), first_seq: first, is_masked: false }
+        Self { bytes: SmallBytes::default(), first_seq: first, masked_len: 0 }
     }
 
     /// Whether a record can have it.
     pub fn is_consistent(&self) -> bool {
-        self.bytes.len() <= MAX_LINE
+        self.bytes.len() <= MAX_LINE && self.masked_len as usize <= self.bytes.len()
     }
 
     /// Stores `bytes` at `seq`.
     pub fn push(&mut self, seq: Seq, bytes: &[u8]) {
         if self.bytes.is_empty() || self.first_seq + self.bytes.len() as u32 != seq {
             *self = Self::new(seq);
-        }
-        if self.is_masked && bytes.contains(&MASK) {
-            self.bytes.iter_mut().filter(|byte| **byte == MASK).for_each(|byte| *byte = UNKNOWN);
-            self.is_masked = false;
         }
         compact::extend_bytes(&mut self.bytes, bytes);
     }
@@ -509,6 +506,7 @@ impl UnacknowledgedData {
     /// Drops the data before `acknowledged`. Returns whether no data remains.
     pub fn forget_before(&mut self, acknowledged: Seq) -> bool {
         let acknowledged_len = acknowledged.distance_from(self.first_seq).max(0) as usize;
+        self.masked_len = self.masked_len.saturating_sub(acknowledged_len as u32); // less than half of the number space
         if acknowledged_len >= self.bytes.len() {
             self.bytes = SmallBytes::default();
         } else if acknowledged_len > 0 {
@@ -533,8 +531,10 @@ impl UnacknowledgedData {
             return Cow::Borrowed(bytes);
         }
         let mut read = [&bytes[..start], stored, &bytes[end..]].concat();
-        if self.is_masked {
-            for (read, sent) in read.iter_mut().zip(bytes).filter(|(read, _)| **read == MASK) {
+        let masked_len = self.masked_len as usize;
+        let masked_end = end.min(start + masked_len.saturating_sub(skipped(self.first_seq, seq)));
+        for (read, sent) in read[start..masked_end].iter_mut().zip(&bytes[start..]) {
+            if *read == MASK {
                 *read = if is_maskable(*sent) { *sent } else { UNKNOWN };
             }
         }
@@ -543,13 +543,12 @@ impl UnacknowledgedData {
 
     /// Notes what was delivered at `seq` in the place of masked bytes, so that nothing else is delivered there later.
     pub fn unmask(&mut self, seq: Seq, delivered: &[u8]) {
-        if self.is_masked {
-            let offset = self.first_seq.distance_from(seq).max(0) as usize;
-            let skipped = seq.distance_from(self.first_seq).max(0) as usize;
-            let delivered = delivered.get(offset..).unwrap_or_default();
-            for (byte, delivered) in self.bytes.iter_mut().skip(skipped).zip(delivered) {
-                *byte = if *byte == MASK { *delivered } else { *byte };
-            }
+        let offset = self.first_seq.distance_from(seq).max(0) as usize;
+        let skipped = seq.distance_from(self.first_seq).max(0) as usize;
+        let delivered = delivered.get(offset..).unwrap_or_default();
+        let masked = self.bytes.iter_mut().take(self.masked_len as usize).skip(skipped);
+        for (byte, delivered) in masked.zip(delivered) {
+            *byte = if *byte == MASK { *delivered } else { *byte };
         }
     }
 }
@@ -587,18 +586,19 @@ fn mask(bytes: &mut [u8]) {
 }
 
 /// Records contain at most one line of the data, with masked arguments. More would be written with every packet. So the
-/// retransmission of a longer one is not compared after a restart. Data with NULs is not masked.
+/// retransmission of a longer one is not compared after a restart. Data with NULs of its own is not masked.
 impl Serialize for UnacknowledgedData {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         #[derive(Serialize)]
-        struct Recorded<'a>(#[serde(serialize_with = "serialize_bytes")] &'a [u8], Seq, bool);
+        struct Recorded<'a>(#[serde(serialize_with = "serialize_bytes")] &'a [u8], Seq, u32);
         let bytes = if self.bytes.len() <= MAX_LINE { &self.bytes[..] } else { &[] };
-        let is_masked = self.is_masked || !bytes.contains(&MASK);
+        let mut masked_len = bytes.len().min(self.masked_len as usize);
         let mut recorded = SmallBytes::from(bytes);
-        if is_masked {
+        if !bytes[masked_len..].contains(&MASK) {
             mask(&mut recorded);
+            masked_len = bytes.len();
         }
-        Recorded(&recorded, self.first_seq, is_masked).serialize(serializer)
+        Recorded(&recorded, self.first_seq, masked_len as u32).serialize(serializer) // at most a line
     }
 }
 

@@ -92,7 +92,7 @@ const RECORDED: &str = "\
     ac020100cb00710900c6336401b21d00c0a89650b21d00cb0071090001dcec01000000000000e9079a08fb07b5\
     01010002800815800800133139382c35312c3130302c312c31342c31373897080395080000b0ea011c00000103\
     45505200000100000000000000000000000000f1a20492a30492a304f101010000b0ea010e0000001f504f5254\
-    203139322c3136382c3135302c38302c31342c3137380d0a455052fb0701060002000000010301000000000001\
+    203139322c3136382c3135302c38302c31342c3137380d0a455052fb071f060002000000010301000000000001\
     00010001000a0001036a6f650000000000000001";
 
 #[test]
@@ -149,6 +149,28 @@ fn a_restored_session_passes_the_masked_argument_that_is_retransmitted_first() {
         let (_, forwarded) = ends.sim.decided(ends.sim.clock(), &packet, PacketMeta::FORWARDED);
         let forwarded = Segment::checked(&forwarded).2.payload;
         assert_eq!(String::from_utf8_lossy(&forwarded), passed);
+    }
+}
+
+/// A NUL that the client sends later is no masked byte, and makes none of those before it known.
+#[test]
+fn a_masked_argument_is_passed_also_behind_a_line_with_nul() {
+    let mut ends = Ends::new(with(Nat::Masquerade));
+    let lines = ["PASS swordfish\r\n", "X \0\0\r\n"];
+    ends.queue(Client, 0, 0, lines[0].as_bytes());
+    for _restart in 0..2 {
+        ends.sim.crash();
+        let at = lines[0].len() as u32;
+        ends.queue(Client, at, 0, lines[1].as_bytes());
+    }
+    for (sent, passed) in [
+        (lines.concat(), lines.concat()),
+        (lines.concat().replace('\0', "a"), lines.concat()),
+        (lines.concat().replace("sword", "spoon"), lines.concat()),
+    ] {
+        let packet = ends.packet(Client, 0, 0, sent.as_bytes());
+        let (_, forwarded) = ends.sim.decided(ends.sim.clock(), &packet, PacketMeta::FORWARDED);
+        assert_eq!(String::from_utf8_lossy(&Segment::checked(&forwarded).2.payload), passed);
     }
 }
 
