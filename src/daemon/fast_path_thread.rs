@@ -64,14 +64,11 @@ impl FastPathControl<'_> {
         has_read
     }
 
-    /// Brings engines and program to the same connections, at the start. If the program is new, or the table
-    /// `lacks_translations` of it, opens the old program's pinholes in the table.
-    pub(super) fn start(
-        &mut self,
-        lacks_translations: bool,
-        parameters: &RuleParameters,
-    ) -> Result<(), ServiceError> {
+    /// Brings engines and program to the same connections, at the start. If the program is new, or the table lacks
+    /// translations of it, opens the old program's pinholes in the table.
+    pub(super) fn start(&mut self, parameters: &RuleParameters) -> Result<(), ServiceError> {
         let offload = &self.reader.offload;
+        let lacks_translations = offload.lacks_translations()?;
         if lacks_translations {
             offload.end_readmissions();
             offload.restore_translations()?;

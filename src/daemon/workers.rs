@@ -322,7 +322,6 @@ impl Workers {
             // the next packets of its connection, and two workers would have the session.
             queues.iter_mut().try_for_each(Queue::drop_waiting)?;
         }
-        let lacks_translations = !table.has_retained_elements();
         let have_waited = !is_new && table.holds_packets();
         let is_owned = table.is_owned();
         self.table = Some(table);
@@ -332,7 +331,7 @@ impl Workers {
         // Before the downtime is recorded, which would take connections back that the fast path has inspected all along.
         let mut kernel = lock(&self.shared.kernel);
         if let Some(mut fast_path) = self.shared.fast_path_control(&mut kernel) {
-            fast_path.start(lacks_translations, parameters)?;
+            fast_path.start(parameters)?;
             if let Some(why) = why_off {
                 fast_path.turn_off(why.to_owned())?;
             }

@@ -220,6 +220,25 @@ fn transfers_work_without_a_daemon() -> bool {
     true
 }
 
+/// The table that the first daemon leaves was never told that it has the translations.
+#[test]
+fn the_fast_path_is_turned_on_while_sessions_live() {
+    if !has_tcx() {
+        return;
+    }
+    let off = FAST_PATH.replace("auto", "off");
+    let mut gateway = gateway_with(Topology::Masquerade, &off);
+    let _server = server(&gateway.lab);
+    let more = vec![passive("PASV"); 9];
+    let client = hold(&gateway.lab, (login(), passive("PASV"), gate(), &more));
+    wait_for("the first transfer", || gateway.count("pinholes_opened") == 1);
+    gateway.daemon.stop().unwrap();
+    gateway.start_again(FAST_PATH);
+    wait_for("the fast path", || fast_path(&gateway.daemon)["state"] == "on");
+    assert_received(&client.release().ok_in(fast_path(&gateway.daemon)), 10);
+    assert_most_admitted(&gateway.daemon, 9);
+}
+
 #[test]
 fn only_announcements_are_queued_with_the_back_end_conntrack() {
     if !has_tcx() {

@@ -360,6 +360,11 @@ impl Offload {
         self.note_outcome("cannot end readmissions", self.program.end_readmissions());
     }
 
+    /// Whether the table may lack translations.
+    pub fn lacks_translations(&self) -> Result<bool, NetfilterError> {
+        lock(&self.translations).are_incomplete()
+    }
+
     /// Adds the translations to the table after it was replaced.
     pub fn restore_translations(&self) -> Result<(), NetfilterError> {
         lock(&self.translations).restore_elements()

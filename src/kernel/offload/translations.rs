@@ -214,6 +214,16 @@ impl Translations {
         }
     }
 
+    /// Whether the table may lack elements. The elements that it has of an earlier table may be those of a daemon without
+    /// a fast path, or of one that a crash ended before it had added all.
+    pub fn are_incomplete(&mut self) -> Result<bool, NetfilterError> {
+        let mut is_ready = false;
+        let read =
+            || or_absent(nft::dump_elements(&mut self.socket, READY, |_, _| is_ready = true));
+        repeat_interrupted(read).map_err(translation_error)?;
+        Ok(!is_ready)
+    }
+
     /// Adds the elements to the table after it was replaced. Before that the table admits nothing that the program
     /// marks. With the back end `conntrack`, after a daemon with the other back end, the table has no maps.
     pub fn restore_elements(&mut self) -> Result<(), NetfilterError> {
