@@ -42,9 +42,9 @@ impl Machine {
             keepalived: with_named_files(&read("/etc/keepalived/keepalived.conf")),
             answers_arp: is_off("ipv4/conf/all/arp_ignore"),
             drops_unknown: is_off("netfilter/nf_conntrack_tcp_loose")
-                || !firewall.rules_with(&["invalid", "drop"]).is_empty(),
-            tracks_link: firewall.rules_with(&["notrack"]).is_empty(),
-            masquerades: !firewall.rules_with(&["masquerade"]).is_empty(),
+                || firewall.has_rule_with(&["invalid", "drop"]),
+            tracks_link: !firewall.has_rule_with(&["notrack"]),
+            masquerades: firewall.has_rule_with(&["masquerade"]),
         }
     }
 }
