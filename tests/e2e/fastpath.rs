@@ -220,7 +220,7 @@ fn transfers_work_without_a_daemon() -> bool {
     true
 }
 
-/// The table that the first daemon leaves was never told that it has the translations.
+/// The table that the first daemon leaves does not say that it has the translations.
 #[test]
 fn the_fast_path_is_turned_on_while_sessions_live() {
     if !has_tcx() {
